@@ -1,0 +1,1 @@
+"""How networks become losses and samples; a process has hyper-parameters, but no parameters and no state."""

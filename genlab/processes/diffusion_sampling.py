@@ -1,0 +1,80 @@
+"""How a discrete diffusion samples: its settings, and the samplers that they choose between."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+from torch import Tensor
+
+from genlab.core.contracts import OnStep, SamplingSettings
+from genlab.processes.guidance import Guidance
+from genlab.processes.monitor import StepMonitor
+from genlab.processes.schedules import RESPACING
+from samplers import ddpm
+from samplers.chain import Chain
+from samplers.noise import SampleRng
+
+
+class DiffusionSampling(SamplingSettings):
+    """Settings of a diffusion's samplers."""
+
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    """ddpm (ancestral, adds noise at every step) or ddim (with eta 0 deterministic, good with few steps)."""
+    steps: int = Field(50, ge=2)
+    """Network calls, spread evenly over the diffusion's own steps, both ends included."""
+    respacing: str = ""
+    """Choose the steps otherwise, in place of `steps`: ddim50 takes every n-th from the clean end on, 10,15,20 cuts the
+    diffusion into three sections."""
+    eta: float = Field(0.0, ge=0, le=1)
+    """Noise of ddim, as a share of the ancestral noise."""
+    guidance: float = Field(1.0, ge=0)
+    """Scale of classifier-free guidance; 1 is none and costs half."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Between which times (0 noise, 1 data) guidance applies; outside, a step costs half."""
+    guidance_channels: NonNegativeInt | None = None
+    """Guide only the first so many latent channels (3 in the published DiT numbers); by default all."""
+    clip_denoised: bool = False
+    """Clamp each step's predicted clean sample to [-1, 1]; for pixels, never for latents."""
+
+    @property
+    def spacing(self) -> str:
+        """The steps to keep, as `schedules.respace` reads it."""
+        return self.respacing or str(self.steps)
+
+    def as_guidance(self, steps: int) -> Guidance:
+        """The guidance fields together, in the unit of a network that is told 0..steps-1, from data to noise."""
+        low, high = self.guidance_interval
+        return Guidance(self.guidance, ((1 - high) * steps, (1 - low) * steps), self.guidance_channels)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        low, high = self.guidance_interval
+        if low > high:
+            raise ValueError(f"guidance_interval must go up: got ({low}, {high}); swap the two")
+        if RESPACING.fullmatch(self.respacing) is None:
+            raise ValueError(f"respacing is written ddim50, 250 or 10,15,20: got {self.respacing!r}")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta belongs to ddim: got eta {self.eta} with {self.sampler}; set it to 0")
+        return self
+
+
+def run(
+    denoise: ddpm.Denoise, x: Tensor, chain: Chain, settings: DiffusionSampling, rng: SampleRng, on_step: OnStep | None
+) -> Tensor:
+    """From the noise x [B,C,H,W] to samples, by the sampler of `settings`. Raises NonFinite."""
+    monitor = StepMonitor(x, len(chain), on_step)
+
+    def watch(progress: ddpm.Progress) -> None:
+        monitor.report(progress.step, progress.result, lambda: progress.data)
+
+    def noise() -> Tensor:
+        return rng.normal(*x.shape[1:])
+
+    match settings.sampler:
+        case "ddpm":
+            x = ddpm.ancestral(denoise, x, chain, noise, watch)
+        case "ddim":
+            x = ddpm.ddim(denoise, x, chain, noise, settings.eta, watch)
+    monitor.check()
+    return x
