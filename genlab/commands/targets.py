@@ -1,0 +1,204 @@
+"""What the words on the command line mean: run folders, folders of images, archives, data sets, statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from genlab import config as configs
+from genlab import pretrained
+from genlab.config import override_sampling
+from genlab.config_errors import nearest
+from genlab.core.contracts import SamplingSettings
+from genlab.core.errors import ConfigError, DataError
+from genlab.core.generator import Generator
+from genlab.data.configs import DataConfig
+from genlab.data.folder import Folder
+from genlab.data.source import ImageSource
+from genlab.evaluation.archives import NpzImages, SafetensorsImages, npz_keys
+from genlab.evaluation.blocks import BLOCK
+from genlab.evaluation.picture_folder import PictureFolder
+from genlab.evaluation.protocols import Protocol
+from genlab.evaluation.quantise import quantise
+from genlab.evaluation.sources import DataImages, GeneratedImages, ScoredImages, Subset, label_plan
+from genlab.pretrained import from_pretrained
+from genlab.sampling import sample_images
+
+_DATA_SETS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(DataConfig)[0]))
+
+
+@dataclass
+class Subject:
+    """What is scored."""
+
+    source: ScoredImages
+    title: str
+    plan: dict[str, Any] = field(default_factory=dict)
+    """As `genlab sample` writes it, for images that come from a generator."""
+    generator: Generator | None = None
+    forwards: int = 0
+    """Rows that the network has seen: its evaluations per image are this over the images made."""
+
+
+@dataclass(frozen=True)
+class SubjectOptions:
+    """How a subject is read or sampled."""
+
+    samples: int | None
+    seed: int
+    batch: int
+    overrides: Sequence[str]
+    size: int | None
+    trust: bool
+
+
+def is_generator(target: str) -> bool:
+    """Whether `target` is a run folder, an export or (being nothing else) a hub id."""
+    path = Path(target)
+    if path.is_dir():
+        return any((path / file).is_file() for file in (pretrained.DESCRIPTION, "config.json", "export/config.json"))
+    return (
+        not path.exists() and target not in _DATA_SETS and path.suffix not in (".npz", ".safetensors", ".yaml", ".yml")
+    )
+
+
+def find_subject(target: str, protocol: Protocol, options: SubjectOptions, device: torch.device) -> Subject:
+    """The images that `target` stands for.
+
+    Raises:
+        GenlabError: nothing there that can be scored.
+    """
+    if is_generator(target):
+        return _generator(target, protocol, options, device)
+    source = _images(Path(target), options.size) if Path(target).exists() else find_data(target, options.size)
+    plan = source.plan() if isinstance(source, PictureFolder) else {}
+    if options.samples is not None and options.samples != len(source):
+        source = Subset(source, options.samples, options.seed)
+    return Subject(source, target, plan)
+
+
+def _generator(target: str, protocol: Protocol, options: SubjectOptions, device: torch.device) -> Subject:
+    generator = from_pretrained(target, device, options.trust)
+    known = {
+        f"{key}={value}" for key, value in protocol.sampling.items() if key in type(generator.sampling).model_fields
+    }
+    settings = override_sampling(generator.sampling, [*sorted(known), *options.overrides])
+    classes = generator.network.num_classes
+    labels = label_plan(classes, options.samples or protocol.samples, protocol.labels, options.seed)
+    draw = partial(_draw, generator, labels, options, settings, protocol)
+    sampling = settings.model_dump(mode="json")
+    account = {
+        "run": target,
+        "weights": weights_checksum(generator),
+        "seed": options.seed,
+        "label_rule": protocol.labels,
+        "sampling": sampling,
+        "rounding": str(protocol.rounding),
+    }
+    source = GeneratedImages(draw, labels, generator.class_names, generator.tokenizer.spec.image_size, account)
+    source.warnings += [
+        f"the protocol's {key}={value} means nothing to this generator's sampler"
+        for key, value in protocol.sampling.items()
+        if key not in type(generator.sampling).model_fields
+    ]
+    plan = {"run": target, "seed": options.seed, "labels": labels, "sampling": sampling}
+    subject = Subject(source, target, plan, generator)
+
+    def count(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        subject.forwards += len(arguments[0])
+
+    generator.network.register_forward_pre_hook(count)
+    return subject
+
+
+def _draw(
+    generator: Generator,
+    labels: list[int],
+    options: SubjectOptions,
+    settings: SamplingSettings,
+    protocol: Protocol,
+    index: Sequence[int],
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Images in batches that depend on their indices alone, not on which other blocks this process makes.
+
+    Batches larger than a block must span blocks, whatever these are; levels may then differ by one now and then.
+    """
+    rule = partial(quantise, rule=protocol.rounding)
+    whole = options.batch > BLOCK
+    for _, block in groupby(index, key=lambda i: whole or i // BLOCK):
+        yield from sample_images(generator, labels, options.seed, list(block), options.batch, settings, quantise=rule)
+
+
+def _images(path: Path, size: int | None) -> ScoredImages:
+    if path.is_dir():
+        return PictureFolder(path, size)
+    if path.suffix in (".yaml", ".yml"):
+        return find_data(str(path), size)
+    if size is not None:
+        raise DataError(f"{path}: archives are scored at their own size; --size is for folders and data sets")
+    if path.suffix == ".npz":
+        if "arr_0" not in npz_keys(path):
+            raise DataError(f"{path}: holds statistics or nothing, no images (arr_0); give it to --against instead")
+        return NpzImages(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsImages(path)
+    raise DataError(f"{path}: neither a folder, .npz, .safetensors nor a data config (.yaml)")
+
+
+def find_data(word: str, size: int | None = None) -> DataImages:
+    """A data set by name (`digits`), by folder, or by a YAML with a `data:` section, at side `size` if given."""
+    path = Path(word)
+    tree: dict[str, Any] = {"name": word}
+    if path.is_dir():
+        tree = Folder(path=path).model_dump(mode="json")
+    elif path.suffix in (".yaml", ".yml"):
+        whole = configs.read(path)
+        tree = whole["data"] if isinstance(whole.get("data"), dict) else whole
+    elif word not in _DATA_SETS:
+        raise DataError(
+            f"{word}: no such folder, file or data set{nearest(word, _DATA_SETS)} (data sets: {', '.join(_DATA_SETS)})"
+        )
+    if size is not None:
+        tree["size"] = size
+    return data_from(tree, word)
+
+
+def data_from(tree: dict[str, Any], where: str) -> DataImages:
+    """The training images of a data config. Raises ConfigError, DataError."""
+    try:
+        settings: Any = TypeAdapter(DataConfig).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    built = settings.build()
+    if not isinstance(built, ImageSource):
+        raise DataError(f"{where}: a stream has no fixed set of images; score or reference a folder of them")
+    return DataImages(built, settings.name)
+
+
+def training_data(run: str, size: int) -> DataImages | None:
+    """The data that a run folder was trained on, at side `size`; None where the folder does not say."""
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        return None
+    tree = configs.read(file)["data"]
+    return data_from({**tree, "size": size}, str(file))
+
+
+def weights_checksum(generator: Generator) -> str:
+    """16 digits of a SHA-256 over all weights, network and tokenizer."""
+    hasher = hashlib.sha256()
+    for module in (generator.network, generator.tokenizer):
+        for name, value in sorted(module.state_dict().items()):
+            hasher.update(name.encode())
+            hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()[:16]

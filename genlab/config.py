@@ -1,0 +1,266 @@
+"""The config tree: YAML and `key=value` overrides -> frozen, validated objects.
+
+Each class sits beside the thing it builds; this file only joins them. A `name:` may also be `package.module:Class`,
+a Settings subclass of the user's own that keeps the same contract.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, Self, TypeVar
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, ValidationInfo, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from genlab.config_errors import describe, nearest
+from genlab.core.contracts import SamplingSettings
+from genlab.core.errors import ConfigError
+from genlab.core.settings import Settings
+from genlab.data.configs import DataConfig
+from genlab.evaluation.protocols import EvaluationSettings, ExpectedScore
+from genlab.networks.arflow import ARFlowConfig
+from genlab.networks.dimr import DiMRConfig
+from genlab.networks.dit import DiTConfig
+from genlab.networks.fit_config import FiTConfig
+from genlab.processes.arflow import AutoregressiveFlowConfig
+from genlab.processes.diffusion import DiffusionConfig
+from genlab.processes.flow import FlowConfig
+from genlab.processes.vp import VpDiffusionConfig
+from genlab.tokenization.pixels import Pixels
+from genlab.training.settings import TrainingSettings
+
+TRUST_MODULES = "trust_modules"  # key of the validation context: may `name: package.module:Class` be imported?
+
+
+def _own_class(value: Any, handler: Any, info: ValidationInfo) -> Any:
+    """Let `name: package.module:Class` stand for a config class outside genlab."""
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or ":" not in name:
+        return handler(value)
+    if not (info.context or {}).get(TRUST_MODULES):
+        raise PydanticCustomError(
+            "untrusted", "{name} is code from outside genlab; pass --trust to import it", {"name": name}
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        owner = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PydanticCustomError(
+            "no_class", "cannot import {name}: {error}", {"name": name, "error": str(error)}
+        ) from error
+    if not (isinstance(owner, type) and issubclass(owner, Settings)):
+        raise PydanticCustomError("no_class", "{name} is no subclass of genlab.core.settings.Settings", {"name": name})
+    return owner.model_validate(value, context=info.context)
+
+
+_open = WrapValidator(_own_class)
+NetworkConfig = Annotated[DiTConfig | DiMRConfig | FiTConfig | ARFlowConfig, Field(discriminator="name")]
+ProcessConfig = Annotated[
+    FlowConfig | DiffusionConfig | VpDiffusionConfig | AutoregressiveFlowConfig, Field(discriminator="name")
+]
+S = TypeVar("S", bound=SamplingSettings)
+
+
+class GeneratorConfig(Settings, Generic[S]):
+    """What a generator is made of."""
+
+    tokenizer: Annotated[Pixels, _open] = Pixels()
+    network: Annotated[NetworkConfig, _open]
+    process: Annotated[ProcessConfig, _open]
+    sampling: S
+    """Default sampling settings; which keys there are depends on the process."""
+
+
+class RunConfig(GeneratorConfig[S], Generic[S]):
+    """One training run: what is trained on what, how, and how it samples by default."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """The run's folder below runs/; by default made of the config's path."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    license: str = Field(default="unspecified", max_length=200)
+    """Licence of the trained weights, written into the export."""
+    data: Annotated[DataConfig, _open]
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    expected: tuple[ExpectedScore, ...] = ()
+    """Published or measured scores, which `genlab evaluate --check` compares with."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        """What can be known without data, weights or a device."""
+        spec = self.tokenizer.latent_spec(self.data.size)
+        if spec.kind not in self.process.latents:
+            wants = " or ".join(sorted(self.process.latents))
+            raise PydanticCustomError(
+                "mismatch",
+                "process {process} works on {wants} tokens, tokenizer {tokenizer} makes {kind} ones",
+                {"process": self.process.name, "wants": wants, "tokenizer": self.tokenizer.name, "kind": spec.kind},
+            )
+        with torch.device("meta"):
+            network = self.network.build(spec, 1)
+        if isinstance(self.process, AutoregressiveFlowConfig):
+            self.process.check(network)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
+        tree = self.model_dump(mode="json", include={"seed", "data", "tokenizer", "network", "process", "training"})
+        free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
+        free |= {"keep_last", "keep_every"} | {
+            f"{what}_{how}" for what in ("preview", "checkpoint") for how in ("every", "count")
+        }
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free}
+        return dict(_flatten(tree))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of numbers and booleans (1e-3 is a number, `no` is a word), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag.rsplit(":", 1)[1] in ("null", "merge")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_NUMBERS = {
+    "bool": (r"^(?:true|True|false|False)$", "tTfF"),
+    "int": (r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+    "float": (r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+}
+
+
+def _add_numbers() -> None:
+    import re
+
+    for name, (pattern, first) in _NUMBERS.items():
+        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(pattern), list(first))
+
+
+_add_numbers()
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The raw tree of a YAML file with `section.key=value` overrides applied. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = sorted(str(file) for file in Path("configs").rglob("*.yaml"))
+        raise ConfigError(f"{path}: no such config{nearest(str(path), known)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    tree = _parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, got {type(tree).__name__}")
+    tree.setdefault("name", "-".join(path.with_suffix("").parts[-2:]).lstrip(".-"))
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override reads section.key=value, such as training.lr=3e-4")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{override!r}: {section!r} is a value, not a section")
+    tree[last] = _parse(value, override)
+
+
+def validate(tree: dict[str, Any], where: str, trust: bool = False) -> RunConfig:
+    """The raw tree as a RunConfig. Raises ConfigError of a line or two: key, what was got, what is allowed."""
+    return _validate(RunConfig, tree, where, trust)
+
+
+def validate_parts(tree: dict[str, Any], where: str, trust: bool = False) -> GeneratorConfig:
+    """As `validate`, for the parts of a generator alone."""
+    return _validate(GeneratorConfig, tree, where, trust)
+
+
+def _validate(kind: Any, tree: dict[str, Any], where: str, trust: bool) -> Any:
+    context = {TRUST_MODULES: trust}
+    model = kind[_sampling_class(tree, context)]
+    try:
+        text = json.dumps({"sampling": {}, **tree})  # JSON mode: lists become tuples, but "3" is no number
+        return model.model_validate_json(text, strict=True, context=context)
+    except ValidationError as error:
+        raise ConfigError(describe(error, model, where)) from None
+    except (TypeError, ValueError, ConfigError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+class _ProcessOnly(Settings):
+    process: Annotated[ProcessConfig, _open]
+
+
+def _sampling_class(tree: dict[str, Any], context: dict[str, Any]) -> type[SamplingSettings]:
+    """The class of the `sampling:` section, which the process names (any, where the process itself is at fault)."""
+    try:
+        text = json.dumps({"process": tree.get("process")})
+        return _ProcessOnly.model_validate_json(text, strict=True, context=context).process.Sampling
+    except (ValidationError, TypeError, ValueError):
+        return SamplingSettings
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = True) -> RunConfig:
+    """A config file with overrides, validated. A file on disk is the user's own, so its modules are trusted."""
+    return validate(read(path, overrides), str(path), trust)
+
+
+def override_sampling(settings: SamplingSettings, overrides: Sequence[str]) -> SamplingSettings:
+    """`settings` with `key=value` changes, validated again. Raises ConfigError."""
+    tree = settings.model_dump(mode="json")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return type(settings).model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise ConfigError(describe(error, type(settings), "sampling")) from None
+
+
+def dump(config: Settings) -> str:
+    """A config as YAML, complete: reading it gives an equal config."""
+    tree = config.model_dump(mode="json")
+    order = [key for key in ("name", "seed", "license", "data") if key in tree]
+    return yaml.safe_dump({key: tree[key] for key in [*order, *tree]}, sort_keys=False, allow_unicode=True)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors."""
+    flows = FlowConfig.Sampling | AutoregressiveFlowConfig.Sampling
+    samplings = flows | DiffusionConfig.Sampling | VpDiffusionConfig.Sampling
+    return RunConfig[samplings].model_json_schema()  # type: ignore[valid-type]

@@ -1,0 +1,97 @@
+"""What the golden files of denoisers have in common: recorded layers, gradients, training steps, guided labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from genlab.convert.goldens import Case, Check, Golden
+from genlab.core.contracts import Network
+from genlab.networks.dit import DiT
+
+FORWARD, TRAJECTORY = 1e-5, 1e-4
+
+
+def where_given(case: Case) -> Case:
+    """`case` without what the file does not hold: intermediates differ between files."""
+
+    def given(golden: Golden) -> Iterator[Check]:
+        return (check for check in case(golden) if check.name in golden.tensors)
+
+    return given
+
+
+def trained(golden: Golden, network: Network, loss: Callable[[int, Tensor], Tensor]) -> Iterator[Check]:
+    """Train as `config` says; `loss` takes the step and its labels after label dropout, and gives [B]."""
+    config = golden.config
+    average = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=config["lr"],
+        betas=tuple(config.get("betas", (0.9, 0.999))),
+        eps=config.get("eps", 1e-8),
+        weight_decay=config.get("weight_decay", 0.0),
+    )
+    for step in range(config["steps"]):
+        drop = golden["in.drop_u"][step] < config["model"].get("class_dropout_prob", 0.1)
+        error = loss(step, torch.where(drop, network.num_classes, golden["in.y"][step])).mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        for key, value in network.state_dict().items():
+            average[key].lerp_(value, 1 - config["ema_decay"])
+        yield Check(f"out.loss_{step}", error, TRAJECTORY)
+    for prefix, state in (("out.model", network.state_dict()), ("out.ema", average)):
+        for key, value in state.items():
+            yield Check(f"{prefix}.{key}", _but_for_keys(key, value, golden[f"{prefix}.{key}"]), TRAJECTORY)
+
+
+@contextmanager
+def recorded(network: DiT) -> Iterator[dict[str, Tensor]]:
+    """Within the block, the outputs of the network's parts in its last forward, by the golden files' names."""
+    modules: dict[str, nn.Module] = {
+        "t_emb": network.t_embedder,
+        "y_emb": network.y_embedder,
+        "attn0": network.get_submodule("blocks.0.attn"),
+        "mlp0": network.get_submodule("blocks.0.mlp"),
+        "block0": network.blocks[0],
+        "block_last": network.blocks[-1],
+        "final_tokens": network.final_layer,
+    }
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, out, name=name: seen.update({name: out}))
+        for name, module in modules.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gradients(golden: Golden, network: nn.Module, loss: Tensor, run: str) -> Iterator[tuple[str, Tensor]]:
+    """The full names `out.RUN.grad.*` in the file, and the gradients of the mean `loss` that they stand for."""
+    prefix = f"out.{run}.grad."
+    names = [name for name in golden.tensors if name.startswith(prefix)]
+    found = torch.autograd.grad(loss.mean(), [network.get_parameter(name.removeprefix(prefix)) for name in names])
+    yield from zip(names, found)
+
+
+def with_null(network: Network, label: Tensor) -> Tensor:
+    """The labels of a guided forward of 2n rows for n labels."""
+    return torch.cat([label, torch.full_like(label, network.null_label)])  # [2n]
+
+
+def _but_for_keys(name: str, value: Tensor, expected: Tensor) -> Tensor:
+    """`value`, but with the key third of an attention bias as expected.
+
+    A shift of all keys changes no softmax, so its gradient is rounding noise, which Adam scales up to whole steps.
+    """
+    if not name.endswith("attn.qkv.bias"):
+        return value
+    q, _, v = value.detach().chunk(3)
+    return torch.cat([q, expected.chunk(3)[1], v])

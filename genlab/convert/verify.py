@@ -1,0 +1,53 @@
+"""`genlab verify FILE...`: recompute golden files with genlab's own code and compare."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from genlab.convert.goldens import Golden, Result, run
+
+SYSTEMS = {  # golden system -> the module whose CASES recompute it
+    "dit": "genlab.convert.golden_dit",
+    "sit": "genlab.convert.golden_sit",
+    "lightningdit": "genlab.convert.golden_lightningdit",
+    "repa": "genlab.convert.golden_repa",
+    "dimr": "genlab.convert.golden_dimr",
+    "fitv2": "genlab.convert.golden_fit",
+    "arflow": "genlab.convert.golden_arflow",
+    "lion": "genlab.convert.golden_lion",
+    "metrics": "genlab.convert.golden_metrics",
+    "cas": "genlab.convert.golden_cas",
+}
+
+
+def verify(path: str | Path) -> list[Result]:
+    """All outputs of one golden file, compared. An unknown system or case is one failing line.
+
+    Raises:
+        CheckpointError: the file is no golden file.
+    """
+    golden = Golden.load(path)
+    module = SYSTEMS.get(golden.system)
+    cases = importlib.import_module(module).CASES if module else {}
+    if golden.case not in cases:
+        known = (
+            f"known cases of {golden.system}: {', '.join(sorted(cases))}"
+            if cases
+            else f"known systems: {', '.join(SYSTEMS)}"
+        )
+        return [Result(f"{golden.system}/{golden.case}", float("inf"), 0.0, 0.0, False, f"not supported; {known}")]
+    try:
+        return run(golden, cases[golden.case])
+    except Exception as error:  # one broken file must not hide the outcome of the others
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        note = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return [Result(f"{golden.system}/{golden.case}", float("inf"), 0.0, 0.0, False, note)]
+
+
+def expand(paths: list[Path]) -> Iterator[Path]:
+    """Files as given, and all .safetensors files below folders, sorted."""
+    for path in paths:
+        yield from sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]

@@ -1,0 +1,178 @@
+"""Generators on disk: what a run exports, and how exports, run folders and hub repositories are read.
+
+    export/config.json            how to build it: tokenizer, network, process, default sampling, classes, provenance
+    export/network.safetensors    weights; its header repeats what identifies them
+    export/README.md              model card
+
+Nothing that is read here can execute.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from genlab import __version__
+from genlab.config import RunConfig, validate_parts
+from genlab.config_errors import nearest
+from genlab.core.contracts import Tokenizer
+from genlab.core.errors import CheckpointError, ConfigError
+from genlab.core.files import whole_folder, write_text
+from genlab.core.generator import Generator
+from genlab.model_card import model_card
+from genlab.training import checkpoint
+
+DESCRIPTION = "generator.json"  # in a run folder: the export's config.json, written when training starts
+FORMAT = 1
+
+
+def describe(config: RunConfig, tokenizer: Tokenizer, num_classes: int, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON-able description from which a generator is built again."""
+    parts = config.model_dump(mode="json", include={"tokenizer", "network", "process", "sampling"})
+    return {
+        "format": FORMAT,
+        "genlab": __version__,
+        "name": config.name,
+        **parts,
+        "image_size": tokenizer.spec.image_size,
+        "num_classes": num_classes,
+        "class_names": list(class_names),
+        "data": config.data.name,
+        "tokenizer_fingerprint": tokenizer.spec.fingerprint,
+        "license": config.license,
+        "ema": config.training.ema[0] if config.training.ema else None,
+    }
+
+
+def build(description: dict[str, Any], where: str, trust: bool = False) -> Generator:
+    """A generator with fresh weights from its description.
+
+    Raises:
+        CheckpointError: not a description this genlab can read, or another tokenizer than the generator was trained on.
+    """
+    try:
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{where}: format {description['format']}, this genlab reads {FORMAT}")
+        parts = validate_parts(
+            {key: description[key] for key in ("tokenizer", "network", "process", "sampling")}, where, trust
+        )
+        tokenizer = parts.tokenizer.build(description["image_size"])
+        num_classes, names = int(description["num_classes"]), tuple(map(str, description["class_names"]))
+        expected = description["tokenizer_fingerprint"]
+    except (KeyError, TypeError, ValueError, ValidationError, ConfigError) as error:
+        raise CheckpointError(f"{where}: not a generator that this genlab can build ({error})") from error
+    if tokenizer.spec.fingerprint != expected:
+        raise CheckpointError(
+            f"{where}: the generator was trained on the tokenizer {expected}, this one is {tokenizer.spec.fingerprint}"
+        )
+    network = parts.network.build(tokenizer.spec, num_classes)
+    return Generator(tokenizer, network, parts.process.build(), parts.sampling, names)
+
+
+def export(run: Path) -> Path:
+    """Write `run/export` from the newest sound checkpoint: averaged weights, description, model card."""
+    description = _read_json(run / DESCRIPTION)
+    source, _ = checkpoint.latest(run / "checkpoints")
+    if source is None:
+        raise CheckpointError(f"{run}: has no sound checkpoint to export")
+    description["images"] = checkpoint.read_state(source)["images"]
+    weights = checkpoint.read_tensors(source, _weights_stem(description))
+    header = {
+        key: str(description[key]) for key in ("name", "data", "image_size", "num_classes", "ema", "images", "license")
+    }
+    header |= {"format": "pt", "architecture": description["network"]["name"]}
+    header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
+    with whole_folder(run / "export") as folder:
+        save_file(weights, folder / "network.safetensors", header)
+        write_text(folder / "config.json", json.dumps(description, indent=1))
+        write_text(folder / "README.md", model_card(description, header))
+    return run / "export"
+
+
+def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trust: bool = False) -> Generator:
+    """A generator in evaluation mode from a run folder, an export folder or a hub repository ("owner/name").
+
+    A run folder that has not finished gives the averages of its newest checkpoint. `trust` allows descriptions that
+    name classes outside genlab.
+
+    Raises:
+        CheckpointError: nothing usable there; the message says what was found.
+    """
+    folder = locate(source)
+    if (folder / "config.json").exists():
+        where, weights = folder / "config.json", checkpoint.read_tensors(folder, "network")
+        description = _read_json(where)
+    else:
+        where = folder / DESCRIPTION
+        description = _read_json(where)
+        newest, problems = checkpoint.latest(folder / "checkpoints")
+        if newest is None:
+            detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
+            raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
+        weights = checkpoint.read_tensors(newest, _weights_stem(description))
+    generator = build(description, str(where), trust)
+    state = generator.network.state_dict()
+    checkpoint.match_names(state, weights, str(folder))
+    for name, value in state.items():
+        checkpoint.fill(value, weights[name], f"{folder}: {name}")
+    return generator.to(device)
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder that holds a generator's files; a hub repository is downloaded (files that cannot execute only).
+
+    Raises:
+        CheckpointError: no such folder, nothing of genlab in it, or the hub cannot be reached.
+    """
+    path = Path(source)
+    for folder in (path / "export", path):
+        if (folder / "config.json").exists():
+            return folder
+    if (path / DESCRIPTION).exists():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path}: neither a run folder (no {DESCRIPTION}) nor an export (no config.json)")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("runs/"):
+        known = [str(file.parent) for file in sorted(Path("runs").glob(f"*/{DESCRIPTION}"))]
+        raise CheckpointError(f"{source}: no such run or export{nearest(str(source), known)}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", "README.md"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{source}: no such folder here, and not to be had from the hub ({error})") from error
+
+
+def push_to_hub(source: str | Path, repository: str, private: bool = True) -> str:
+    """Upload an export to the Hugging Face hub; its address. Needs `hf auth login` first."""
+    from huggingface_hub import HfApi
+
+    folder = locate(source)
+    if not (folder / "config.json").exists():
+        folder = export(folder)
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="genlab export"))
+
+
+def _weights_stem(description: dict[str, Any]) -> str:
+    return "network" if description["ema"] is None else f"network.ema-{description['ema']:g}"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing; this is no run of genlab's") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: damaged (no JSON object)")
+    return value

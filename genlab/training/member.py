@@ -1,0 +1,112 @@
+"""A role at run time: its network under Accelerate, optimizer and averages, and how they are saved and restored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from genlab.training import checkpoint
+from genlab.training.ema import Ema
+from genlab.training.objective import Role
+
+
+class Member:
+    """A trainable role.
+
+    Attributes:
+        wrapped: the network to call on this role's own turn (DDP, FSDP); under a full shard, always.
+        bare: the network as the objective holds it.
+    """
+
+    def __init__(self, name: str, role: Role, accelerator: Accelerator, compile: bool):
+        assert role.optimizer is not None
+        self.name, self.role, self.accelerator = name, role, accelerator
+        self.bare: nn.Module = role.network
+        if compile:
+            self.bare.compile()
+        optimizer = role.optimizer.build(self.bare, role.lr)
+        with warnings.catch_warnings():  # torch renames broadcast_buffers, Accelerate does not know the new name yet
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers")
+            self.wrapped, self.prepared = accelerator.prepare(self.bare, optimizer)
+        self.emas = [Ema(self.bare, decay, role.ema_warmup) for decay in role.ema]
+        self.parameters = [p for p in self.bare.parameters() if p.requires_grad]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, below Accelerate's wrapper."""
+        return self.prepared.optimizer
+
+    def set_rate(self, factor: float) -> None:
+        """Set the learning rate to `factor` times its peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.role.lr * factor
+
+    def gradient_norm(self) -> Tensor:
+        """The global norm of the gradients, as it was before they are clipped here."""
+        limit = self.role.clip_norm if self.role.clip_norm is not None else float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def update(self) -> None:
+        """One optimizer step, and the averages after it. Gradients are dropped."""
+        self.prepared.step()
+        self.prepared.zero_grad(set_to_none=True)
+        for ema in self.emas:
+            ema.update()
+
+    def tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """(file stem, named tensors) of all that a checkpoint holds of this role. Collective when sharded."""
+        yield self.name, {name: checkpoint.full(value) for name, value in self.bare.state_dict().items()}
+        for ema in self.emas:
+            yield self._ema_stem(ema), {name: checkpoint.full(value) for name, value in ema.state.items()}
+        yield (
+            f"{self.name}.optimizer",
+            {
+                f"{name}/{key}": checkpoint.full(torch.as_tensor(value))
+                for name, parameter in self.bare.named_parameters()
+                for key, value in self.optimizer.state.get(parameter, {}).items()
+            },
+        )
+
+    def counters(self) -> dict[str, int]:
+        """The JSON part: how many updates the averages have seen."""
+        return {self._ema_stem(ema): ema.updates for ema in self.emas}
+
+    def load(self, folder: Path, counters: dict[str, int]) -> None:
+        """Restore from a checkpoint folder. Raises CheckpointError if it does not fit."""
+        self._fill(self.bare.state_dict(), checkpoint.read_tensors(folder, self.name), folder, self.name)
+        for ema in self.emas:
+            stem = self._ema_stem(ema)
+            self._fill(ema.state, checkpoint.read_tensors(folder, stem), folder, stem)
+            ema.updates = counters[stem]
+        self._load_optimizer(checkpoint.read_tensors(folder, f"{self.name}.optimizer"), folder)
+
+    def _load_optimizer(self, saved: dict[str, Tensor], folder: Path) -> None:
+        parameters = dict(self.bare.named_parameters())
+        for path, value in saved.items():
+            name, key = path.rsplit("/", 1)
+            parameter = parameters[name]
+            if value.shape == parameter.shape:
+                state = torch.zeros_like(parameter, dtype=value.dtype)
+                checkpoint.fill(state, value, f"{folder}: {path}")
+            else:
+                state = value if key == "step" else value.to(parameter.device)
+            self.optimizer.state[parameter][key] = self._step(state, parameter) if key == "step" else state
+
+    def _step(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """AdamW's step counter lives on the device when the update is fused, on the CPU otherwise."""
+        return value.to(parameter.device) if self.optimizer.defaults.get("fused") else value
+
+    @staticmethod
+    def _fill(target: dict[str, Tensor], source: dict[str, Tensor], folder: Path, stem: str) -> None:
+        checkpoint.match_names(target, source, f"{folder / stem}.safetensors")
+        for name, value in target.items():
+            checkpoint.fill(value, source[name], f"{folder / stem}.safetensors: {name}")
+
+    def _ema_stem(self, ema: Ema) -> str:
+        return f"{self.name}.ema-{ema.decay:g}"

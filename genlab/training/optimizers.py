@@ -1,0 +1,125 @@
+"""Optimizers and learning-rate schedules as config classes that build them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import nn
+
+from genlab.core.contracts import Network
+from genlab.core.settings import Settings
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerSettings(Settings):
+    """Base of the optimizer configs. The learning rate comes from the loop, once per step."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of matrices and convolutions; never of norms, biases and embedding tables."""
+
+    def build(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """An optimizer over the trainable parameters of `network`, in two groups: with and without weight decay."""
+        exempt = network.no_decay() if isinstance(network, Network) else set()
+        trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        decayed = [(name, p) for name, p in trainable if p.ndim >= 2 and name not in exempt]
+        other = [(name, p) for name, p in trainable if p.ndim < 2 or name in exempt]
+        groups = [
+            {"params": [p for _, p in decayed], "weight_decay": self.weight_decay, **self.matrix_group()},
+            {"params": [p for _, p in other], "weight_decay": 0.0, **self.other_group()},
+        ]
+        return self.make([group for group in groups if group["params"]], lr)
+
+    def matrix_group(self) -> dict[str, Any]:
+        """Extra options of the group of matrices."""
+        return {}
+
+    def other_group(self) -> dict[str, Any]:
+        """Extra options of the group of vectors, scalars and embedding tables."""
+        return {}
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer: ...
+
+
+class AdamW(OptimizerSettings):
+    """AdamW (Loshchilov & Hutter 2019), torch's."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+    def make(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+class Lion(OptimizerSettings):
+    """Lion (Chen et al. 2023, arXiv 2302.06675), timm's. Use 3-10x AdamW's decay and a 3-10x smaller rate."""
+
+    name: Literal["lion"] = "lion"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    caution: bool = False
+    """Update only where momentum and gradient agree in sign (Liang et al. 2024)."""
+    corrected_weight_decay: bool = False
+    """Scale the decay by lr / peak lr once more."""
+
+    def make(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        from timm.optim import Lion as TimmLion
+
+        return TimmLion(
+            groups,
+            lr=lr,
+            betas=self.betas,
+            caution=self.caution,
+            corrected_weight_decay=self.corrected_weight_decay,
+        )
+
+
+class Muon(OptimizerSettings):
+    """Muon (Jordan et al. 2024) on matrices, AdamW on the rest; timm's, with steps as large as AdamW's."""
+
+    name: Literal["muon"] = "muon"
+    momentum: Beta = 0.95
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Of the AdamW part."""
+
+    def matrix_group(self) -> dict[str, Any]:
+        return {"use_fallback": False}
+
+    def other_group(self) -> dict[str, Any]:
+        return {"use_fallback": True}
+
+    def make(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        from timm.optim import Muon as TimmMuon
+
+        return TimmMuon(groups, lr=lr, momentum=self.momentum, betas=self.betas, nesterov=True)
+
+
+class Schedule(Settings):
+    """Learning rate as a factor of its peak, counted in images: linear warm-up, then a decay."""
+
+    warmup: int = Field(default=0, ge=0)
+    """Images of linear warm-up from 0."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    decay_start: int = Field(default=0, ge=0)
+    """Images at which the decay begins (never before the warm-up ends)."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Factor at the end of training, for cosine and linear."""
+
+    def factor(self, images: int, total: int) -> float:
+        """Factor for the step that begins after `images` of `total` images; in [0, 1]."""
+        if images < self.warmup:
+            return (images + 1) / (self.warmup + 1)
+        start = max(self.warmup, self.decay_start)
+        if self.decay == "constant" or images <= start or total <= start:
+            return 1.0
+        progress = min((images - start) / (total - start), 1.0)
+        shape = 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1 - progress
+        return self.final + (1 - self.final) * shape
+
+
+OptimizerConfig = Annotated[AdamW | Lion | Muon, Field(discriminator="name")]
