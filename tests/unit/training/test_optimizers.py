@@ -1,0 +1,49 @@
+"""Optimizers, parameter groups and schedules."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from genlab.core.contracts import Network
+from genlab.training.optimizers import AdamW, Lion, Muon, Schedule
+
+
+class Small(Network):
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, label):
+        return self.linear(self.norm(self.embed(label)))
+
+
+@pytest.mark.parametrize("settings", [AdamW(weight_decay=0.1), Lion(weight_decay=0.1), Muon(weight_decay=0.1)])
+def test_only_matrices_decay_and_every_parameter_moves(settings):
+    network = Small()
+    optimizer = settings.build(network, lr=1e-2)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decayed = {name for name, p in network.named_parameters() if decay[id(p)] > 0}
+    assert decayed == {"linear.weight"}
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    network(torch.tensor([0, 1, 2])).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], p) for name, p in network.named_parameters() if name != "norm.bias")
+
+
+@given(st.integers(0, 1000), st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 1500), st.floats(0, 1))
+def test_schedules_stay_in_range_and_end_where_they_should(warmup, decay, start, final):
+    total = 2000
+    schedule = Schedule(warmup=warmup, decay=decay, decay_start=start, final=final)
+    factors = [schedule.factor(images, total) for images in range(0, total + 1, 50)]
+    assert all(0 < factor <= 1 or factor == final for factor in factors)
+    warm = [f for images, f in zip(range(0, total + 1, 50), factors) if images < warmup]
+    assert warm == sorted(warm)
+    after = factors[len(warm) :]
+    assert after == sorted(after, reverse=True)
+    assert factors[-1] == pytest.approx(1.0 if decay == "constant" else final)
