@@ -71,6 +71,32 @@ class Tokenizer(nn.Module, ABC):
         """Tokens -> images [B,3,R,R], nominally in [-1,1] (not clamped)."""
 
 
+class Reconstruction(NamedTuple):
+    """What a tokenizer in training makes of a batch of images."""
+
+    images: Tensor
+    """[B,3,R,R], nominally in [-1,1], with gradients to encoder and decoder."""
+    loss: Tensor
+    """[B], the tokenizer's own weighted terms: KL divergence, commitment, codebook, entropy."""
+    terms: dict[str, Tensor]
+    """The same terms one by one, unweighted, each [B], for the log."""
+    codes: Tensor | None = None
+    """int64 [B, ...] as `encode` gives them; None for continuous tokenizers. What usage is counted on."""
+
+
+class TrainableTokenizer(Tokenizer):
+    """A tokenizer with parameters: `forward` is its training pass."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, rng: SampleRng) -> Reconstruction:
+        """Images [B,3,R,R] in [-1,1] -> their reconstruction with the tokenizer's own losses."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's output weight, at which the adversarial weight compares gradients (VQGAN, eq. 7)."""
+
+
 class Network(nn.Module):
     """A pure function of its inputs: no schedule, no label dropout, no guidance, no loss.
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"genlab.core"},
     {"genlab.nn"},
     {"genlab.networks", "genlab.tokenization", "genlab.processes"},
-    {"genlab.training", "genlab.distillation", "genlab.evaluation", "genlab.convert", "genlab.data"},
+    {"genlab.training", "genlab.finetuning", "genlab.distillation", "genlab.evaluation", "genlab.convert", "genlab.data"},
     {"genlab.config_errors", "genlab.config"},
     {"genlab.model_card", "genlab.pretrained", "genlab.sampling"},
     {"genlab.commands"},

@@ -1,0 +1,1 @@
+"""Losses between images and their reconstructions, and the networks that judge them."""

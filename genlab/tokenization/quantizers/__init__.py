@@ -1,0 +1,1 @@
+"""Quantisers: continuous feature maps to codes and back."""
