@@ -10,7 +10,6 @@ Nothing that is read here can execute.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from genlab.core.contracts import Tokenizer
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.core.files import whole_folder, write_text
 from genlab.core.generator import Generator
+from genlab.core.hub import download, is_repository
+from genlab.core.weights import fill_all, read_tensors
 from genlab.model_card import model_card
 from genlab.training import checkpoint
 
@@ -82,7 +83,7 @@ def export(run: Path) -> Path:
     if source is None:
         raise CheckpointError(f"{run}: has no sound checkpoint to export")
     description["images"] = checkpoint.read_state(source)["images"]
-    weights = checkpoint.read_tensors(source, _weights_stem(description))
+    weights = read_tensors(source / f"{_weights_stem(description)}.safetensors")
     header = {
         key: str(description[key]) for key in ("name", "data", "image_size", "num_classes", "ema", "images", "license")
     }
@@ -106,7 +107,7 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
     """
     folder = locate(source)
     if (folder / "config.json").exists():
-        where, weights = folder / "config.json", checkpoint.read_tensors(folder, "network")
+        where, weights = folder / "config.json", read_tensors(folder / "network.safetensors")
         description = _read_json(where)
     else:
         where = folder / DESCRIPTION
@@ -115,12 +116,9 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
         if newest is None:
             detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
             raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
-        weights = checkpoint.read_tensors(newest, _weights_stem(description))
+        weights = read_tensors(newest / f"{_weights_stem(description)}.safetensors")
     generator = build(description, str(where), trust)
-    state = generator.network.state_dict()
-    checkpoint.match_names(state, weights, str(folder))
-    for name, value in state.items():
-        checkpoint.fill(value, weights[name], f"{folder}: {name}")
+    fill_all(generator.network.state_dict(), weights, str(folder))
     return generator.to(device)
 
 
@@ -138,16 +136,10 @@ def locate(source: str | Path) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path}: neither a run folder (no {DESCRIPTION}) nor an export (no config.json)")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("runs/"):
+    if not is_repository(str(source)):
         known = [str(file.parent) for file in sorted(Path("runs").glob(f"*/{DESCRIPTION}"))]
         raise CheckpointError(f"{source}: no such run or export{nearest(str(source), known)}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", "README.md"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{source}: no such folder here, and not to be had from the hub ({error})") from error
+    return download(str(source))
 
 
 def push_to_hub(source: str | Path, repository: str, private: bool = True) -> str:

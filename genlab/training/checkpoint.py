@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from genlab.core.errors import CheckpointError
 from genlab.core.files import remove_unfinished, sync, whole_folder
+from genlab.core.weights import read_header
 
 FORMAT = 1
 _STATE = "state.json"
@@ -65,19 +64,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, on the CPU.
-
-    Raises:
-        CheckpointError: the file is absent or damaged.
-    """
-    file = folder / f"{stem}.safetensors"
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); use an earlier checkpoint") from error
-
-
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, oldest first, sound or not."""
     folders = [folder for folder in root.glob("[0-9]*") if folder.is_dir() and folder.name.isdecimal()]
@@ -98,17 +84,6 @@ def latest(root: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def read_header(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; reads the header only. Raises CheckpointError if it is damaged."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            return opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: damaged ({error}); use an earlier checkpoint") from error
-
-
 def prune(root: Path, keep_last: int, keep_every: int | None) -> None:
     """Remove all but the newest `keep_last` checkpoints, and those that crossed a multiple of `keep_every` images."""
     folders = list_checkpoints(root)
@@ -124,34 +99,6 @@ def prune(root: Path, keep_last: int, keep_every: int | None) -> None:
             shutil.rmtree(doomed)
     remove_unfinished(root)
     sync(root)
-
-
-def full(value: Tensor) -> Tensor:
-    """The whole of a possibly sharded tensor, on the CPU. A collective call for sharded tensors."""
-    gathered = value.full_tensor() if hasattr(value, "full_tensor") else value  # DTensor
-    return gathered.detach().cpu()
-
-
-@torch.no_grad()
-def fill(target: Tensor, source: Tensor, name: str) -> None:
-    """Copy a whole tensor into a possibly sharded one. Raises CheckpointError when the shapes differ."""
-    if target.shape != source.shape:
-        raise CheckpointError(f"{name}: the checkpoint has shape {tuple(source.shape)}, this run {tuple(target.shape)}")
-    if hasattr(target, "device_mesh"):
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(target, DTensor)
-        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
-    target.copy_(source)
-
-
-def match_names(expected: Iterable[str], got: Iterable[str], where: str) -> None:
-    """Raises CheckpointError, naming a few of the differences, unless both hold the same names."""
-    missing, unknown = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"] if missing else []
-        parts += [f"has unknown {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}"] if unknown else []
-        raise CheckpointError(f"{where}: of another architecture ({'; '.join(parts)})")
 
 
 def match_identity(expected: Mapping[str, Any], got: Mapping[str, Any], folder: Path) -> None:

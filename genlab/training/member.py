@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from genlab.training import checkpoint
+from genlab.core import weights
 from genlab.training.ema import Ema
 from genlab.training.objective import Role
 
@@ -61,13 +61,13 @@ class Member:
 
     def tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """(file stem, named tensors) of all that a checkpoint holds of this role. Collective when sharded."""
-        yield self.name, {name: checkpoint.full(value) for name, value in self.bare.state_dict().items()}
+        yield self.name, {name: weights.full(value) for name, value in self.bare.state_dict().items()}
         for ema in self.emas:
-            yield self._ema_stem(ema), {name: checkpoint.full(value) for name, value in ema.state.items()}
+            yield self._ema_stem(ema), {name: weights.full(value) for name, value in ema.state.items()}
         yield (
             f"{self.name}.optimizer",
             {
-                f"{name}/{key}": checkpoint.full(torch.as_tensor(value))
+                f"{name}/{key}": weights.full(torch.as_tensor(value))
                 for name, parameter in self.bare.named_parameters()
                 for key, value in self.optimizer.state.get(parameter, {}).items()
             },
@@ -79,12 +79,14 @@ class Member:
 
     def load(self, folder: Path, counters: dict[str, int]) -> None:
         """Restore from a checkpoint folder. Raises CheckpointError if it does not fit."""
-        self._fill(self.bare.state_dict(), checkpoint.read_tensors(folder, self.name), folder, self.name)
+        file = folder / f"{self.name}.safetensors"
+        weights.fill_all(self.bare.state_dict(), weights.read_tensors(file), str(file))
         for ema in self.emas:
             stem = self._ema_stem(ema)
-            self._fill(ema.state, checkpoint.read_tensors(folder, stem), folder, stem)
+            file = folder / f"{stem}.safetensors"
+            weights.fill_all(ema.state, weights.read_tensors(file), str(file))
             ema.updates = counters[stem]
-        self._load_optimizer(checkpoint.read_tensors(folder, f"{self.name}.optimizer"), folder)
+        self._load_optimizer(weights.read_tensors(folder / f"{self.name}.optimizer.safetensors"), folder)
 
     def _load_optimizer(self, saved: dict[str, Tensor], folder: Path) -> None:
         parameters = dict(self.bare.named_parameters())
@@ -93,7 +95,7 @@ class Member:
             parameter = parameters[name]
             if value.shape == parameter.shape:
                 state = torch.zeros_like(parameter, dtype=value.dtype)
-                checkpoint.fill(state, value, f"{folder}: {path}")
+                weights.fill(state, value, f"{folder}: {path}")
             else:
                 state = value if key == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][key] = self._step(state, parameter) if key == "step" else state
@@ -101,12 +103,6 @@ class Member:
     def _step(self, value: Tensor, parameter: Tensor) -> Tensor:
         """AdamW's step counter lives on the device when the update is fused, on the CPU otherwise."""
         return value.to(parameter.device) if self.optimizer.defaults.get("fused") else value
-
-    @staticmethod
-    def _fill(target: dict[str, Tensor], source: dict[str, Tensor], folder: Path, stem: str) -> None:
-        checkpoint.match_names(target, source, f"{folder / stem}.safetensors")
-        for name, value in target.items():
-            checkpoint.fill(value, source[name], f"{folder / stem}.safetensors: {name}")
 
     def _ema_stem(self, ema: Ema) -> str:
         return f"{self.name}.ema-{ema.decay:g}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genlab.core.errors import CheckpointError
+from genlab.core import weights
 from genlab.training import checkpoint
 
 
@@ -16,7 +17,7 @@ def write(root, images, value=1.0):
 def test_round_trip(tmp_path):
     folder = write(tmp_path, 128, 3.0)
     assert checkpoint.read_state(folder)["images"] == 128
-    assert torch.equal(checkpoint.read_tensors(folder, "network")["w"], torch.full((64,), 3.0))
+    assert torch.equal(weights.read_tensors(folder / "network.safetensors")["w"], torch.full((64,), 3.0))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "missing", "json", "foreign", "format", "header"])
@@ -55,6 +56,6 @@ def test_other_settings_are_named(tmp_path):
 
 def test_another_architecture_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks b.*unknown c"):
-        checkpoint.match_names(["a", "b"], ["a", "c"], "x")
+        weights.match_names(["a", "b"], ["a", "c"], "x")
     with pytest.raises(CheckpointError, match=r"shape \(3,\), this run \(2,\)"):
-        checkpoint.fill(torch.zeros(2), torch.zeros(3), "w")
+        weights.fill(torch.zeros(2), torch.zeros(3), "w")
