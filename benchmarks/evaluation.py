@@ -1,10 +1,11 @@
 """The streamed pass against sampling to PNG and running torch-fidelity on the folder: same images, same numbers.
 
-    python benchmarks/evaluation.py [--images 256] [--side 64]
+    python benchmarks/evaluation.py [--data digits] [--images 256] [--side 64]
 
 Both sides use EfficientNet-Lite0 in genlab's implementation (registered in torch-fidelity as its judges are), so the
-difference is all that surrounds the network. "Sampling" is drawing fractals; its time is left out on both sides. The
-reference is warm on both sides: genlab's cached statistics, torch-fidelity's cached features.
+difference is all that surrounds the network, and how it is called. "Sampling" is drawing fractals or reading digits;
+its time is left out on both sides. The reference is warm on both sides: genlab's cached statistics, torch-fidelity's
+cached features.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
+from genlab.data.digits import Digits
 from genlab.data.fractals import Fractals
 from genlab.evaluation.asks import Ask
 from genlab.evaluation.building import build_references
@@ -30,7 +32,7 @@ from genlab.evaluation.extractors import load_extractor
 from genlab.evaluation.metrics import Need
 from genlab.evaluation.scores import Comparison, Rules, compute
 from genlab.evaluation.session import Session
-from genlab.evaluation.sources import DataImages, GeneratedImages, ScoredImages
+from genlab.evaluation.sources import DataImages, GeneratedImages, ScoredImages, Subset
 
 METRICS = ["fid", "is", "kid", "precision", "recall"]
 T = TypeVar("T")
@@ -102,12 +104,12 @@ def through_files(images: Tensor, folder: Path, options: dict[str, Any]) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=("fractals", "digits"), default="fractals")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--side", type=int, default=64)
     options = parser.parse_args()
     torch_fidelity.register_feature_extractor("efflite0", Lite0)
-    real = DataImages(Fractals(size=options.side, count=options.images, seed=1).build(), "fractals")
-    other = DataImages(Fractals(size=options.side, count=options.images, seed=2).build(), "fractals")
+    real, other = (_data(options.data, options.side, options.images, seed) for seed in (1, 2))
     images, real_images = (
         torch.cat([part.images for part in source.parts(range(len(source)))]) for source in (other, real)
     )
@@ -127,11 +129,19 @@ def main() -> None:
         through_files(images[:64], place / "first", {**judge, "kid_subset_size": 64})  # fills torch-fidelity's cache
         ours, our_seconds = timed(lambda: streamed(images, real, place))
         theirs, their_seconds = timed(lambda: through_files(images, place / "pictures", judge))
-    print(f"{options.images} images of {options.side} pixels, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(
+        f"{options.images} {options.data} of {options.side} pixels, {os.cpu_count()} cores, torch {torch.__version__}"
+    )
     for metric in METRICS:
         print(f"  {metric:<10} streamed {ours[metric]:.9g}  torch-fidelity {theirs[metric]:.9g}")
     print(f"seconds outside sampling: streamed {our_seconds:.2f}, through files {their_seconds:.2f}")
     print(f"ratio {their_seconds / our_seconds:.2f}")
+
+
+def _data(name: str, side: int, count: int, seed: int) -> ScoredImages:
+    if name == "fractals":
+        return DataImages(Fractals(size=side, count=count, seed=seed).build(), name)
+    return Subset(DataImages(Digits(size=side).build(), name), count, seed)
 
 
 class _Rows(torch.utils.data.Dataset[Tensor]):

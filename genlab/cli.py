@@ -98,6 +98,9 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="Your copy of the extractor's weights.")] = None,
     labels: Annotated[str | None, typer.Option(help="balanced or random.")] = None,
     seed: Annotated[int, typer.Option(help="Of samples and random labels.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Score this many seeds, from --seed on: means, and intervals from their spread.")
+    ] = 1,
     sampler: Annotated[str | None, typer.Option(help="Of the generator's process.")] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
@@ -134,6 +137,7 @@ def evaluate(
         out=out,
         save_images=save_images,
         seed=seed,
+        repeats=repeats,
         batch=batch,
         size=size,
         overrides=changes,
@@ -156,6 +160,31 @@ def reference(
     from genlab.commands.reference import reference as command
 
     command(data, out, extractor, weights, size)
+
+
+@app.command()
+def cache(
+    config: Annotated[Path, typer.Argument(help="A generator's YAML file: its data and tokenizer say what to encode.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The cache's folder.")] = Path("latents"),
+    flips: Annotated[
+        bool | None, typer.Option("--flips/--no-flips", help="Encode mirror images too. Default: as data.flip.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(min=1, help="Random crops of each image, for data.crop=random.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for continuous latents.")] = "fp32",
+    batch: Annotated[int, typer.Option(min=1, help="Images encoded at once, per process.")] = 64,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="Images per shard. Default: 128 MiB.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read images, per process.")] = 2,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Encode a sample again and compare; exit 1 if it differs.")
+    ] = False,
+) -> None:
+    """Encode the images of a config once, for all later training; continues where it was stopped."""
+    from genlab.commands import cache as command
+
+    if verify:
+        raise typer.Exit(command.verify(config, overrides or [], out))
+    command.cache(config, overrides or [], out, command.Options(flips, crops, dtype, batch, shard_size, workers))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, WrapValidator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from genlab.config_errors import describe, nearest
@@ -26,12 +26,18 @@ from genlab.evaluation.protocols import EvaluationSettings, ExpectedScore
 from genlab.networks.arflow import ARFlowConfig
 from genlab.networks.dimr import DiMRConfig
 from genlab.networks.dit import DiTConfig
+from genlab.networks.edm2 import Edm2Config
+from genlab.networks.edm_unet import EdmUNetConfig
 from genlab.networks.fit_config import FiTConfig
 from genlab.processes.arflow import AutoregressiveFlowConfig
 from genlab.processes.diffusion import DiffusionConfig
+from genlab.processes.edm import EdmConfig
 from genlab.processes.flow import FlowConfig
 from genlab.processes.vp import VpDiffusionConfig
+from genlab.tokenization.configs import TokenizerConfig
 from genlab.tokenization.pixels import Pixels
+from genlab.tokenization.trained import Trained
+from genlab.training.reconstruction import ReconstructionSettings
 from genlab.training.settings import TrainingSettings
 
 TRUST_MODULES = "trust_modules"  # key of the validation context: may `name: package.module:Class` be imported?
@@ -59,9 +65,12 @@ def _own_class(value: Any, handler: Any, info: ValidationInfo) -> Any:
 
 
 _open = WrapValidator(_own_class)
-NetworkConfig = Annotated[DiTConfig | DiMRConfig | FiTConfig | ARFlowConfig, Field(discriminator="name")]
+NetworkConfig = Annotated[
+    DiTConfig | DiMRConfig | FiTConfig | ARFlowConfig | EdmUNetConfig | Edm2Config, Field(discriminator="name")
+]
 ProcessConfig = Annotated[
-    FlowConfig | DiffusionConfig | VpDiffusionConfig | AutoregressiveFlowConfig, Field(discriminator="name")
+    FlowConfig | DiffusionConfig | VpDiffusionConfig | AutoregressiveFlowConfig | EdmConfig,
+    Field(discriminator="name"),
 ]
 S = TypeVar("S", bound=SamplingSettings)
 
@@ -69,15 +78,15 @@ S = TypeVar("S", bound=SamplingSettings)
 class GeneratorConfig(Settings, Generic[S]):
     """What a generator is made of."""
 
-    tokenizer: Annotated[Pixels, _open] = Pixels()
+    tokenizer: Annotated[Annotated[Pixels | Trained, Field(discriminator="name")], _open] = Pixels()
     network: Annotated[NetworkConfig, _open]
     process: Annotated[ProcessConfig, _open]
     sampling: S
     """Default sampling settings; which keys there are depends on the process."""
 
 
-class RunConfig(GeneratorConfig[S], Generic[S]):
-    """One training run: what is trained on what, how, and how it samples by default."""
+class _Run(Settings):
+    """What every training run says, whatever it trains."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """The run's folder below runs/; by default made of the config's path."""
@@ -86,9 +95,41 @@ class RunConfig(GeneratorConfig[S], Generic[S]):
     """Licence of the trained weights, written into the export."""
     data: Annotated[DataConfig, _open]
     training: TrainingSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
     expected: tuple[ExpectedScore, ...] = ()
     """Published or measured scores, which `genlab evaluate --check` compares with."""
+
+    def identity(self) -> dict[str, Any]:
+        """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
+        parts = {"seed", "data", "tokenizer", "network", "process", "reconstruction", "training"}
+        tree = self.model_dump(mode="json", include=parts)
+        free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
+        free |= {"keep_last", "keep_every"} | {
+            f"{what}_{how}" for what in ("preview", "checkpoint") for how in ("every", "count")
+        }
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free}
+        return dict(_flatten(tree))
+
+
+class TokenizerRunConfig(_Run):
+    """One training run of a tokenizer: what reconstructs which images, judged how."""
+
+    tokenizer: Annotated[TokenizerConfig, _open]
+    reconstruction: ReconstructionSettings
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        """What can be known without data, weights or a device."""
+        self.tokenizer.latent_spec(self.data.size)
+        self.reconstruction.check(self.data.size)
+        if self.training.label_dropout != TrainingSettings.model_fields["label_dropout"].default:
+            raise PydanticCustomError("mismatch", "training.label_dropout means nothing to a tokenizer; remove it", {})
+        return self
+
+
+class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
+    """One training run of a generator: what is trained on what, how, and how it samples by default."""
+
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -103,19 +144,9 @@ class RunConfig(GeneratorConfig[S], Generic[S]):
             )
         with torch.device("meta"):
             network = self.network.build(spec, 1)
-        if isinstance(self.process, AutoregressiveFlowConfig):
+        if isinstance(self.process, AutoregressiveFlowConfig | EdmConfig):
             self.process.check(network)
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
-        tree = self.model_dump(mode="json", include={"seed", "data", "tokenizer", "network", "process", "training"})
-        free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
-        free |= {"keep_last", "keep_every"} | {
-            f"{what}_{how}" for what in ("preview", "checkpoint") for how in ("every", "count")
-        }
-        tree["training"] = {key: value for key, value in tree["training"].items() if key not in free}
-        return dict(_flatten(tree))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -202,20 +233,37 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def validate(tree: dict[str, Any], where: str, trust: bool = False) -> RunConfig:
-    """The raw tree as a RunConfig. Raises ConfigError of a line or two: key, what was got, what is allowed."""
-    return _validate(RunConfig, tree, where, trust)
+    """The raw tree of a generator's recipe. Raises ConfigError of a line or two: key, value, what is allowed."""
+    if is_tokenizer(tree):
+        raise ConfigError(f"{where}: the recipe of a tokenizer; a generator's is wanted here")
+    return _validate(_of_process(RunConfig, tree, trust), tree, where, trust)
+
+
+def validate_tokenizer(tree: dict[str, Any], where: str, trust: bool = False) -> TokenizerRunConfig:
+    """As `validate`, for the recipe of a tokenizer."""
+    return _validate(TokenizerRunConfig, tree, where, trust)
+
+
+def is_tokenizer(tree: dict[str, Any]) -> bool:
+    """Whether a recipe trains a tokenizer: it has a `reconstruction:` section and no network and process."""
+    return "reconstruction" in tree and not {"network", "process"} & set(tree)
 
 
 def validate_parts(tree: dict[str, Any], where: str, trust: bool = False) -> GeneratorConfig:
     """As `validate`, for the parts of a generator alone."""
-    return _validate(GeneratorConfig, tree, where, trust)
+    return _validate(_of_process(GeneratorConfig, tree, trust), tree, where, trust)
 
 
-def _validate(kind: Any, tree: dict[str, Any], where: str, trust: bool) -> Any:
+def _of_process(kind: Any, tree: dict[str, Any], trust: bool) -> Any:
+    """The generic config class `kind` with the sampling section of the tree's process."""
+    return kind[_sampling_class(tree, {TRUST_MODULES: trust})]
+
+
+def _validate(model: Any, tree: dict[str, Any], where: str, trust: bool) -> Any:
     context = {TRUST_MODULES: trust}
-    model = kind[_sampling_class(tree, context)]
+    defaults: dict[str, Any] = {"sampling": {}} if "sampling" in model.model_fields else {}
     try:
-        text = json.dumps({"sampling": {}, **tree})  # JSON mode: lists become tuples, but "3" is no number
+        text = json.dumps({**defaults, **tree})  # JSON mode: lists become tuples, but "3" is no number
         return model.model_validate_json(text, strict=True, context=context)
     except ValidationError as error:
         raise ConfigError(describe(error, model, where)) from None
@@ -237,8 +285,14 @@ def _sampling_class(tree: dict[str, Any], context: dict[str, Any]) -> type[Sampl
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = True) -> RunConfig:
-    """A config file with overrides, validated. A file on disk is the user's own, so its modules are trusted."""
+    """A generator's recipe with overrides, validated. A file on disk is the user's own, so its modules are trusted."""
     return validate(read(path, overrides), str(path), trust)
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = (), trust: bool = True) -> RunConfig | TokenizerRunConfig:
+    """As `load`, for whatever the recipe trains."""
+    tree = read(path, overrides)
+    return (validate_tokenizer if is_tokenizer(tree) else validate)(tree, str(path), trust)
 
 
 def override_sampling(settings: SamplingSettings, overrides: Sequence[str]) -> SamplingSettings:
@@ -260,7 +314,7 @@ def dump(config: Settings) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a config file, for editors."""
+    """The JSON schema of a config file (a generator's or a tokenizer's), for editors."""
     flows = FlowConfig.Sampling | AutoregressiveFlowConfig.Sampling
-    samplings = flows | DiffusionConfig.Sampling | VpDiffusionConfig.Sampling
-    return RunConfig[samplings].model_json_schema()  # type: ignore[valid-type]
+    samplings = flows | DiffusionConfig.Sampling | VpDiffusionConfig.Sampling | EdmConfig.Sampling
+    return TypeAdapter(RunConfig[samplings] | TokenizerRunConfig).json_schema()  # type: ignore[valid-type, arg-type]

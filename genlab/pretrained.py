@@ -1,5 +1,6 @@
 """Generators on disk: what a run exports, and how exports, run folders and hub repositories are read.
 
+    export/tokenizer/             the trained tokenizer that it works on, if any (tokenization/storage.py)
     export/config.json            how to build it: tokenizer, network, process, default sampling, classes, provenance
     export/network.safetensors    weights; its header repeats what identifies them
     export/README.md              model card
@@ -10,6 +11,7 @@ Nothing that is read here can execute.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from genlab.core.generator import Generator
 from genlab.core.hub import download, is_repository
 from genlab.core.weights import fill_all, read_tensors
 from genlab.model_card import model_card
+from genlab.tokenization.storage import find_folder
 from genlab.training import checkpoint
 
 DESCRIPTION = "generator.json"  # in a run folder: the export's config.json, written when training starts
 FORMAT = 1
+_BUNDLED = "tokenizer"  # folder of an export
 
 
 def describe(config: RunConfig, tokenizer: Tokenizer, num_classes: int, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def describe(config: RunConfig, tokenizer: Tokenizer, num_classes: int, class_na
     parts = config.model_dump(mode="json", include={"tokenizer", "network", "process", "sampling"})
     return {
         "format": FORMAT,
+        "kind": "generator",
         "genlab": __version__,
         "name": config.name,
         **parts,
@@ -73,7 +78,7 @@ def build(description: dict[str, Any], where: str, trust: bool = False) -> Gener
             f"{where}: the generator was trained on the tokenizer {expected}, this one is {tokenizer.spec.fingerprint}"
         )
     network = parts.network.build(tokenizer.spec, num_classes)
-    return Generator(tokenizer, network, parts.process.build(), parts.sampling, names)
+    return Generator(tokenizer, network, parts.process.build().over(tokenizer), parts.sampling, names)
 
 
 def export(run: Path) -> Path:
@@ -90,6 +95,7 @@ def export(run: Path) -> Path:
     header |= {"format": "pt", "architecture": description["network"]["name"]}
     header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
     with whole_folder(run / "export") as folder:
+        _bundle_tokenizer(description["tokenizer"], folder)
         save_file(weights, folder / "network.safetensors", header)
         write_text(folder / "config.json", json.dumps(description, indent=1))
         write_text(folder / "README.md", model_card(description, header))
@@ -117,9 +123,22 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
             detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
             raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
         weights = read_tensors(newest / f"{_weights_stem(description)}.safetensors")
+    _unbundle_tokenizer(description["tokenizer"], folder)
     generator = build(description, str(where), trust)
     fill_all(generator.network.state_dict(), weights, str(folder))
     return generator.to(device)
+
+
+def _bundle_tokenizer(tokenizer: dict[str, Any], folder: Path) -> None:
+    """Copy a trained tokenizer that lies on this disk into an export, and let the description point there."""
+    if tokenizer["name"] == "trained" and Path(tokenizer["path"]).exists():
+        shutil.copytree(find_folder(tokenizer["path"]), folder / _BUNDLED)
+        tokenizer |= {"path": _BUNDLED, "recipe": None}
+
+
+def _unbundle_tokenizer(tokenizer: dict[str, Any], folder: Path) -> None:
+    if tokenizer.get("path") == _BUNDLED:
+        tokenizer["path"] = str(folder / _BUNDLED)
 
 
 def locate(source: str | Path) -> Path:

@@ -15,3 +15,13 @@ def uniform(start: float, end: float, steps: int, shift: float = 1.0) -> Tensor:
     """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return start + (end - start) * shift * u / (1 + (shift - 1) * u)
+
+
+def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> Tensor:
+    """`steps` noise levels from `highest` to `lowest`, evenly spaced in their rho-th root, then 0.
+
+    "Elucidating the Design Space of Diffusion-Based Generative Models", Karras et al. 2022 (arXiv 2206.00364).
+    """
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (highest ** (1 / rho) + u * (lowest ** (1 / rho) - highest ** (1 / rho))) ** rho
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from genlab import config as configs
 from genlab.commands.devices import process_state
 from genlab.commands.held_against import HeldAgainst, find_reference, hold_against
-from genlab.commands.reporting import Evaluated, expected_scores
-from genlab.commands.targets import Subject, SubjectOptions, find_subject, is_generator
+from genlab.commands.reporting import Evaluated, Run, expected_scores
+from genlab.commands.targets import Subject, SubjectOptions, find_subjects, is_generator
 from genlab.config_errors import describe
 from genlab.core.errors import ConfigError, DataError, GenlabError
 from genlab.evaluation.archives import ArchiveWriter
@@ -31,7 +31,9 @@ from genlab.evaluation.pixels import PixelFeatures
 from genlab.evaluation.progress import Progress
 from genlab.evaluation.protocols import Protocol
 from genlab.evaluation.published import find_protocol
+from genlab.evaluation.repeats import over_seeds
 from genlab.evaluation.report import PAGE, write_report
+from genlab.evaluation.rigid_features import load_rigid
 from genlab.evaluation.scores import Comparison, Rules, Score, compute
 from genlab.evaluation.session import SAVE_EVERY, Pass, Session
 from genlab.evaluation.sources import ScoredImages
@@ -52,6 +54,8 @@ class Options:
     out: Path | None = None
     save_images: Path | None = None
     seed: int = 0
+    repeats: int = 1
+    """Seeds in all: `seed` and those after it."""
     batch: int = 64
     size: int | None = None
     overrides: tuple[str, ...] = ()
@@ -66,46 +70,52 @@ def evaluate(target: str, options: Options) -> int:
     Raises:
         GenlabError: anything the user can mend. What was computed before is kept and continued by the same command.
     """
+    seeds = range(options.seed, options.seed + options.repeats)
+    if len(seeds) > 1 and options.save_images is not None:
+        raise ConfigError("--save-images keeps the images of one seed; leave out --repeats")
     state = process_state()
     protocol = choose_protocol(target, options)
     requests = parse_requests(protocol.metrics, protocol.extractor)
-    names = dict.fromkeys([protocol.extractor, *(request.extractor for request in requests)])
+    names = sorted({request.extractor for request in requests}, key=lambda name: (name != protocol.extractor, name))
     extractors = {name: _extractor(name, options, protocol, state.device) for name in names}
-    subject = find_subject(target, protocol, _subject_options(options), state.device)
-    _check_size(subject.source, protocol)
+    subjects = find_subjects(target, protocol, _subject_options(options), seeds, state.device)
+    _check_size(subjects[0].source, protocol)
     out = options.out or default_folder(target, protocol)
     begun = time.perf_counter()
-    with _bar(state, "reference") as tick:
+    with progress_bar(state, "reference") as tick:
         main, *others = extractors.values()
-        where = find_reference(target, subject, protocol, options.against)
-        pairs = Need.FEATURES in _needs(requests, protocol.extractor)
-        against = hold_against(where, subject.source.image_size, main, others, pairs, state, tick)
+        where = find_reference(target, subjects[0], protocol, options.against)
+        pairs = Need.FEATURES in _needs(requests, names[0])
+        against = hold_against(where, subjects[0].source.image_size, main, others, pairs, state, tick)
     reference_seconds = time.perf_counter() - begun
     asks = [Ask(each, _needs(requests, name), protocol.split_rule) for name, each in extractors.items()]
-    progress = _progress(out, subject, protocol, asks, state)
-    result = _pass(subject, asks, progress, options, state)
+    runs, metrics_seconds, kept = [], 0.0, []
+    for seed, subject in zip(seeds, subjects, strict=True):
+        kept.append(_progress(out, subject, protocol, asks, seed if seed != options.seed else None, state))
+        result = _pass(subject, asks, kept[-1], options, state)
+        begun = time.perf_counter()
+        if state.is_main_process:
+            runs.append(Run(subject, result, *_scores(requests, extractors, result, against, protocol)))
+        metrics_seconds += time.perf_counter() - begun
     if not state.is_main_process:
         return 0
-    begun = time.perf_counter()
-    scores, problems = _scores(requests, extractors, result, against, protocol)
-    metrics_seconds = time.perf_counter() - begun
-    checks = _checks(target, subject, protocol, scores) if options.check else []
+    scores = over_seeds([run.scores for run in runs], seeds)
+    checks = _checks(target, subjects[0], protocol, scores) if options.check else []
     evaluated = Evaluated(
-        subject,
+        runs,
+        scores,
         protocol,
         requests,
         [*extractors.values()],
         against.references,
-        result,
-        scores,
-        problems,
         checks,
         reference_seconds,
         metrics_seconds,
     )
     report = evaluated.report(state)
     write_report(out, report, evaluated.pictures())
-    progress.clear()
+    for progress in kept:
+        progress.clear()
     print_report(report)
     print(f"report in {out / PAGE}")
     return 1 if any(item.verdict in ("off", "missing") for item in checks) else 0
@@ -147,13 +157,14 @@ def _trained_on(target: str) -> str | None:
 
 
 def _subject_options(options: Options) -> SubjectOptions:
-    return SubjectOptions(options.samples, options.seed, options.batch, options.overrides, options.size, options.trust)
+    return SubjectOptions(options.samples, options.batch, options.overrides, options.size, options.trust)
 
 
 def _extractor(name: str, options: Options, protocol: Protocol, device: torch.device) -> Extractor:
     if name == PIXELS:
         return PixelFeatures()
-    return load_extractor(name, options.weights if name == protocol.extractor else None, device)
+    weights = options.weights if name in (protocol.extractor, f"rigid_{protocol.extractor}") else None
+    return load_rigid(name, weights, device) if name.startswith("rigid_") else load_extractor(name, weights, device)
 
 
 def _needs(requests: tuple[Request, ...], extractor: str) -> frozenset[Need]:
@@ -168,14 +179,17 @@ def _check_size(source: ScoredImages, protocol: Protocol) -> None:
         )
 
 
-def _progress(out: Path, subject: Subject, protocol: Protocol, asks: list[Ask], state: PartialState) -> Progress:
+def _progress(
+    out: Path, subject: Subject, protocol: Protocol, asks: list[Ask], other_seed: int | None, state: PartialState
+) -> Progress:
     identity = {
         "images": subject.source.describe(),
         "count": len(subject.source),
         "protocol": protocol.name,
         "extractors": account_of(asks),
     }
-    return Progress(out / ".progress", identity, state.process_index, state.num_processes)
+    folder = out / (".progress" if other_seed is None else f".progress-{other_seed}")
+    return Progress(folder, identity, state.process_index, state.num_processes)
 
 
 def _pass(subject: Subject, asks: list[Ask], progress: Progress, options: Options, state: PartialState) -> Pass:
@@ -187,7 +201,7 @@ def _pass(subject: Subject, asks: list[Ask], progress: Progress, options: Option
         state.wait_for_everyone()
     elif options.save_images is not None:
         writer = PictureWriter(options.save_images, subject.plan)
-    with _bar(state, "images", len(source)) as tick:
+    with progress_bar(state, "images", len(source)) as tick:
         result = Session(source, asks, state, progress, writer, tick, options.save_every).run()
     if writer is not None:
         state.wait_for_everyone()
@@ -230,7 +244,7 @@ def _checks(target: str, subject: Subject, protocol: Protocol, scores: list[Scor
 
 
 @contextmanager
-def _bar(state: PartialState, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress_bar(state: PartialState, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """A progress bar on the main process, whose share stands for all."""
     with tqdm(total=total, unit="img", desc=what, disable=not state.is_main_process, leave=False) as bar:
 

@@ -94,6 +94,14 @@ def find_reference(target: str, subject: Subject, protocol: Protocol, against: s
     return data
 
 
+def data_named(word: str, size: int) -> ScoredImages:
+    """Images by a data set's name, a folder, a .yaml or an .npz. Raises GenlabError for anything else."""
+    found = _named(Path(word), word, size)
+    if isinstance(found, Path):
+        raise DataError(f"{word}: holds statistics, no images; a tokenizer needs images to reconstruct")
+    return found
+
+
 def _named(path: Path, word: str, size: int) -> Path | ScoredImages:
     if path.suffix not in (".npz", ".pt", ".pth"):
         return find_data(word, size)

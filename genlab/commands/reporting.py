@@ -24,43 +24,57 @@ _PUBLISHED_SAMPLES = 50_000
 
 
 @dataclass(frozen=True)
+class Run:
+    """One seed's pass and scores."""
+
+    subject: Subject
+    result: Pass
+    scores: list[Score]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """All that a report is made of."""
 
-    subject: Subject
+    runs: list[Run]
+    """One for each seed."""
+    scores: list[Score]
+    """Over all seeds."""
     protocol: Protocol
     requests: tuple[Request, ...]
     extractors: list[Extractor]
     references: dict[str, Reference]
-    result: Pass
-    scores: list[Score]
-    problems: list[str]
     checks: list[Check]
     reference_seconds: float
     metrics_seconds: float
 
     def report(self, state: PartialState) -> Report:
         """The report."""
-        source = self.subject.source
-        labels = next(iter(self.result.collected.values())).labels
+        first = self.runs[0]
+        source = first.subject.source
+        labels = next(iter(first.result.collected.values())).labels
+        times = [vars(run.result.times) for run in self.runs]
+        problems = [problem for run in self.runs for problem in run.problems]
         return Report(
-            title=self.subject.title,
+            title=first.subject.title,
             subject=source.describe(),
             protocol=self.protocol,
             samples=len(source),
-            seed=self.subject.plan.get("seed"),
+            seed=first.subject.plan.get("seed"),
+            repeats=len(self.runs),
             labels=label_histogram(labels, source.class_names),
             scores=self.scores,
             references={name: reference.account for name, reference in self.references.items()},
             extractors=[extractor.describe() for extractor in self.extractors],
             environment=environment(state.device, state.num_processes),
             seconds={
-                **vars(self.result.times),
+                **{key: sum(one[key] for one in times) for key in times[0]},
                 "reference": self.reference_seconds,
                 "metrics": self.metrics_seconds,
             },
             banners=list(dict.fromkeys(extractor.banner for extractor in self.extractors if extractor.banner)),
-            warnings=list(dict.fromkeys([*self._warnings(), *self.problems])),
+            warnings=list(dict.fromkeys([*self._warnings(), *problems])),
             checks=self.checks,
             cost=self._cost(state),
             class_names=source.class_names,
@@ -68,7 +82,7 @@ class Evaluated:
 
     def pictures(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Title -> images and labels, for the page."""
-        ours = next(iter(self.result.collected.values()))
+        ours = next(iter(self.runs[0].result.collected.values()))
         theirs = next((reference.collected for reference in self.references.values()), None)
         found = {"What was scored": ours, "The reference": theirs}
         return {
@@ -78,18 +92,23 @@ class Evaluated:
         }
 
     def _cost(self, state: PartialState) -> dict[str, float]:
-        generator, count = self.subject.generator, len(self.subject.source)
-        if generator is None:
+        subject = self.runs[0].subject
+        if subject.generator is None:
             return {}
-        made = (count - self.result.resumed) / state.num_processes
+        count = len(subject.source) * len(self.runs)
+        made = (count - self._resumed) / state.num_processes
         cost = {
-            "parameters": float(sum(p.numel() for p in generator.network.parameters())),
-            "seconds_per_image": self.result.times.sampling / count,
+            "parameters": float(sum(p.numel() for p in subject.generator.network.parameters())),
+            "seconds_per_image": sum(run.result.times.sampling for run in self.runs) / count,
         }
-        return cost | ({"evaluations_per_image": round(self.subject.forwards / made, 2)} if made else {})
+        return cost | ({"evaluations_per_image": round(subject.forwards.rows / made, 2)} if made else {})
+
+    @property
+    def _resumed(self) -> int:
+        return sum(run.result.resumed for run in self.runs)
 
     def _warnings(self) -> list[str]:
-        source, protocol = self.subject.source, self.protocol
+        source, protocol = self.runs[0].subject.source, self.protocol
         warnings = [*source.warnings, *(text for found in self.references.values() for text in found.warnings)]
         if source.class_sorted() and protocol.split_rule.shuffle_seed is None and self._wants(Need.LOGITS):
             warnings.append("the images lie sorted by class: inception scores over consecutive chunks are far too low")
@@ -104,8 +123,8 @@ class Evaluated:
             warnings.append(f"{len(source)} images were scored; the published numbers use {_PUBLISHED_SAMPLES:,}")
         if protocol.note:
             warnings.append(f"{protocol.title}: {protocol.note}")
-        if self.result.resumed:
-            warnings.append(f"{self.result.resumed} images were done by an interrupted run of the same command")
+        if self._resumed:
+            warnings.append(f"{self._resumed} images were done by an interrupted run of the same command")
         return warnings
 
     def _wants(self, need: Need) -> bool:

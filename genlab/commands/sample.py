@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -21,10 +20,11 @@ from genlab.config_errors import nearest
 from genlab.core.errors import GenlabError
 from genlab.core.files import remove_unfinished, whole_file, write_text
 from genlab.core.generator import Generator
+from genlab.evaluation.picture_folder import PLAN, PictureFolder, PictureWriter
+from genlab.evaluation.sources import Part
 from genlab.pretrained import from_pretrained
 from genlab.sampling import label_plan, sample_images
 
-_PLAN = "plan.json"
 _GRID = 64  # images of the overview
 
 
@@ -59,69 +59,49 @@ def sample(
     if state.is_main_process:
         _start(folder, plan)
     state.wait_for_everyone()
-    store = _Parts(folder) if packed else _Pngs(folder, labels)
+    store = _Parts(folder, out, labels) if packed else PictureWriter(folder, plan)
     done = store.done()
     mine = [i for i in range(state.process_index, len(labels), state.num_processes) if i not in done]
     state.wait_for_everyone()  # nobody writes before all have read what is done
     bar = tqdm(total=len(mine), unit="img", disable=not state.is_main_process)
     for part in sample_images(generator, labels, seed, mine, batch, settings):
-        store.write(part.indices, part.images)
+        store.write(Part(part.indices, part.images, torch.tensor([labels[i] for i in part.indices])))
         bar.update(len(part.indices))
     bar.close()
     state.wait_for_everyone()
     if state.is_main_process:
-        store.finish(out, labels)
+        store.finish()
+        if not packed:
+            _write_grid(out)
         print(f"{len(labels)} images ({len(labels) - len(done)} new) in {out}")
     state.wait_for_everyone()
-
-
-class _Pngs:
-    """One PNG per image, `INDEX-CLASS.png`, and `grid.png`."""
-
-    def __init__(self, folder: Path, labels: list[int]):
-        self.folder, self.labels = folder, labels
-
-    def done(self) -> set[int]:
-        return {int(file.name.split("-")[0]) for file in self.folder.glob("[0-9]*-*.png")}
-
-    def write(self, index: list[int], images: Tensor) -> None:
-        for i, image in zip(index, images):
-            with whole_file(self._file(i)) as temporary:
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG", compress_level=1)
-
-    def finish(self, out: Path, labels: list[int]) -> None:
-        shown = [np.asarray(Image.open(self._file(i))) for i in range(min(len(labels), _GRID))]
-        save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), self.folder / "grid.png")
-
-    def _file(self, i: int) -> Path:
-        return self.folder / f"{i:06d}-{self.labels[i]:04d}.png"
 
 
 class _Parts:
     """Safetensors parts that are joined into one file at the end."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, out: Path, labels: list[int]):
+        self.folder, self.out, self.labels = folder, out, labels
 
     def done(self) -> set[int]:
         return {int(i) for part in self._read() for i in part["index"]}
 
-    def write(self, index: list[int], images: Tensor) -> None:
-        with whole_file(self.folder / f"{index[0]:09d}.safetensors") as temporary:
-            save_file({"index": torch.tensor(index), "images": images}, temporary)
+    def write(self, part: Part) -> None:
+        with whole_file(self.folder / f"{part.index[0]:09d}.safetensors") as temporary:
+            save_file({"index": torch.tensor(part.index), "images": part.images}, temporary)
 
-    def finish(self, out: Path, labels: list[int]) -> None:
+    def finish(self) -> None:
         parts = list(self._read())
         index = torch.cat([part["index"] for part in parts])
         order = index.argsort()
-        images, label = torch.cat([part["images"] for part in parts])[order], torch.tensor(labels)
-        with whole_file(out) as temporary:
-            if out.suffix == ".npz":  # the layout of the ADM evaluator: uint8 [N,R,R,3]
+        images, label = torch.cat([part["images"] for part in parts])[order], torch.tensor(self.labels)
+        with whole_file(self.out) as temporary:
+            if self.out.suffix == ".npz":  # the layout of the ADM evaluator: uint8 [N,R,R,3]
                 with temporary.open("wb") as opened:
                     np.savez(opened, arr_0=images.permute(0, 2, 3, 1).numpy(), label=label.numpy())
             else:
                 save_file({"images": images, "label": label}, temporary)
-        for file in [*self.folder.glob("*.safetensors"), self.folder / _PLAN]:
+        for file in [*self.folder.glob("*.safetensors"), self.folder / PLAN]:
             file.unlink()
         self.folder.rmdir()
 
@@ -129,9 +109,16 @@ class _Parts:
         return (load_file(file) for file in sorted(self.folder.glob("[0-9]*.safetensors")))
 
 
+def _write_grid(folder: Path) -> None:
+    """An overview of the first images of a folder."""
+    source = PictureFolder(folder)
+    (part,) = source.parts(range(min(len(source), _GRID)))
+    save_grid(part.images, folder / "grid.png")
+
+
 def _start(folder: Path, plan: dict[str, Any]) -> None:
     """Claim the folder for this plan, or check that it continues the same one."""
-    file = folder / _PLAN
+    file = folder / PLAN
     if file.exists():
         old = json.loads(file.read_text(encoding="utf-8"))
         other = [key for key in plan if old.get(key) != plan[key]]

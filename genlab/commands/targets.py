@@ -25,7 +25,7 @@ from genlab.data.configs import DataConfig
 from genlab.data.folder import Folder
 from genlab.data.source import ImageSource
 from genlab.evaluation.archives import NpzImages, SafetensorsImages, npz_keys
-from genlab.evaluation.blocks import BLOCK
+from genlab.evaluation.blocks import BLOCK, made_at_once
 from genlab.evaluation.picture_folder import PictureFolder
 from genlab.evaluation.protocols import Protocol
 from genlab.evaluation.quantise import quantise
@@ -36,7 +36,16 @@ from genlab.sampling import sample_images
 _DATA_SETS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(DataConfig)[0]))
 
 
-@dataclass
+class Forwards:
+    """A hook that counts the rows a network has seen: its evaluations per image are this over the images made."""
+
+    rows = 0
+
+    def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.rows += len(arguments[0])
+
+
+@dataclass(frozen=True)
 class Subject:
     """What is scored."""
 
@@ -45,8 +54,7 @@ class Subject:
     plan: dict[str, Any] = field(default_factory=dict)
     """As `genlab sample` writes it, for images that come from a generator."""
     generator: Generator | None = None
-    forwards: int = 0
-    """Rows that the network has seen: its evaluations per image are this over the images made."""
+    forwards: Forwards = field(default_factory=Forwards)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,6 @@ class SubjectOptions:
     """How a subject is read or sampled."""
 
     samples: int | None
-    seed: int
     batch: int
     overrides: Sequence[str]
     size: int | None
@@ -71,59 +78,77 @@ def is_generator(target: str) -> bool:
     )
 
 
-def find_subject(target: str, protocol: Protocol, options: SubjectOptions, device: torch.device) -> Subject:
-    """The images that `target` stands for.
+def find_subjects(
+    target: str, protocol: Protocol, options: SubjectOptions, seeds: Sequence[int], device: torch.device
+) -> list[Subject]:
+    """The images that `target` stands for, of each seed: a generator's samples, or a subset of images.
 
     Raises:
-        GenlabError: nothing there that can be scored.
+        GenlabError: nothing there that can be scored, or images that no seed changes.
     """
     if is_generator(target):
-        return _generator(target, protocol, options, device)
+        generator, forwards = from_pretrained(target, device, options.trust), Forwards()
+        generator.network.register_forward_pre_hook(forwards)
+        return [_generated(target, generator, protocol, options, seed, forwards) for seed in seeds]
     source = _images(Path(target), options.size) if Path(target).exists() else find_data(target, options.size)
     plan = source.plan() if isinstance(source, PictureFolder) else {}
     if options.samples is not None and options.samples != len(source):
-        source = Subset(source, options.samples, options.seed)
-    return Subject(source, target, plan)
+        return [Subject(Subset(source, options.samples, seed), target, plan) for seed in seeds]
+    if len(seeds) > 1:
+        raise ConfigError(f"{target}: the same images come of every seed; score subsets (--samples), or drop --repeats")
+    return [Subject(source, target, plan)]
 
 
-def _generator(target: str, protocol: Protocol, options: SubjectOptions, device: torch.device) -> Subject:
-    generator = from_pretrained(target, device, options.trust)
-    known = {
-        f"{key}={value}" for key, value in protocol.sampling.items() if key in type(generator.sampling).model_fields
-    }
-    settings = override_sampling(generator.sampling, [*sorted(known), *options.overrides])
-    classes = generator.network.num_classes
-    labels = label_plan(classes, options.samples or protocol.samples, protocol.labels, options.seed)
-    draw = partial(_draw, generator, labels, options, settings, protocol)
+def _generated(
+    target: str,
+    generator: Generator,
+    protocol: Protocol,
+    options: SubjectOptions,
+    seed: int,
+    forwards: Forwards,
+) -> Subject:
+    settings, ignored = _published_settings(generator.sampling, protocol)
+    settings = override_sampling(settings, options.overrides)
+    count = options.samples or protocol.samples
+    labels = label_plan(generator.network.num_classes, count, protocol.labels, seed)
+    draw = partial(_draw, generator, labels, seed, options.batch, settings, protocol)
     sampling = settings.model_dump(mode="json")
     account = {
         "run": target,
         "weights": weights_checksum(generator),
-        "seed": options.seed,
+        "seed": seed,
         "label_rule": protocol.labels,
         "sampling": sampling,
         "rounding": str(protocol.rounding),
     }
     source = GeneratedImages(draw, labels, generator.class_names, generator.tokenizer.spec.image_size, account)
-    source.warnings += [
+    source.warnings += ignored
+    plan = {"run": target, "seed": seed, "labels": labels, "sampling": sampling}
+    return Subject(source, target, plan, generator, forwards)
+
+
+def _published_settings(own: SamplingSettings, protocol: Protocol) -> tuple[SamplingSettings, list[str]]:
+    """A generator's settings with those of the protocol's paper that its process knows, and words on the others."""
+    fields = type(own).model_fields
+    known = [f"{key}={value}" for key, value in protocol.sampling.items() if key in fields]
+    try:
+        settings = override_sampling(own, known)
+    except ConfigError:
+        return own, [
+            f"{protocol.title}'s sampler settings ({', '.join(known)}) do not fit this generator: its own apply"
+        ]
+    return settings, [
         f"the protocol's {key}={value} means nothing to this generator's sampler"
         for key, value in protocol.sampling.items()
-        if key not in type(generator.sampling).model_fields
+        if key not in fields
     ]
-    plan = {"run": target, "seed": options.seed, "labels": labels, "sampling": sampling}
-    subject = Subject(source, target, plan, generator)
-
-    def count(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        subject.forwards += len(arguments[0])
-
-    generator.network.register_forward_pre_hook(count)
-    return subject
 
 
 def _draw(
     generator: Generator,
     labels: list[int],
-    options: SubjectOptions,
+    seed: int,
+    batch: int,
     settings: SamplingSettings,
     protocol: Protocol,
     index: Sequence[int],
@@ -133,9 +158,10 @@ def _draw(
     Batches larger than a block must span blocks, whatever these are; levels may then differ by one now and then.
     """
     rule = partial(quantise, rule=protocol.rounding)
-    whole = options.batch > BLOCK
+    batch = made_at_once(batch, generator.device)
+    whole = batch > BLOCK
     for _, block in groupby(index, key=lambda i: whole or i // BLOCK):
-        yield from sample_images(generator, labels, options.seed, list(block), options.batch, settings, quantise=rule)
+        yield from sample_images(generator, labels, seed, list(block), batch, settings, quantise=rule)
 
 
 def _images(path: Path, size: int | None) -> ScoredImages:

@@ -13,22 +13,17 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from genlab import config as configs
-from genlab import pretrained
 from genlab.commands.devices import make_accelerator
 from genlab.commands.pictures import save_grid
-from genlab.commands.scoring import scoring_hook
-from genlab.config import RunConfig
+from genlab.commands.plans import Plan, plan_generator, plan_tokenizer
+from genlab.config import RunConfig, TokenizerRunConfig
 from genlab.core.contracts import Batch
 from genlab.core.errors import CheckpointError, ConfigError
-from genlab.core.files import write_text
-from genlab.core.generator import Generator
-from genlab.data.loader import batches
-from genlab.data.source import Images, ImageSource, ImageStream
+from genlab.core.files import remove_unfinished, write_text
+from genlab.data.loader import Source, batches
 from genlab.training import checkpoint
-from genlab.training.generation import GenerationObjective
 from genlab.training.log import peak_memory
 from genlab.training.loop import Hooks, Loop
-from genlab.training.objective import Role
 
 
 def train(
@@ -45,47 +40,44 @@ def train(
     Raises:
         GenlabError: anything the user can mend, before a device is touched wherever that can be known.
     """
-    config = configs.load(path, overrides)
+    config = configs.load_run(path, overrides)
     folder = runs / config.name
     start = None if dry_run else _starting_point(folder, resume)
     source = config.data.build()
-    generator = build_generator(config, source)
+    plan = plan_tokenizer(config, source) if isinstance(config, TokenizerRunConfig) else plan_generator(config, source)
     accelerator = _accelerator(config, folder)
     with tempfile.TemporaryDirectory() as scratch:
-        loop = build_loop(config, source, generator, accelerator, Path(scratch) if dry_run else folder)
+        loop = build_loop(config, source, plan, accelerator, Path(scratch) if dry_run else folder)
         if dry_run:
             _report_dry_run(config, loop, accelerator)
             return folder
     if start is not None:
         loop.restore(start)  # before anything in the folder changes: a checkpoint of other settings is refused
         accelerator.print(f"continuing {start}")
-    _prepare_folder(config, source, generator, folder, accelerator)
+    _prepare_folder(config, plan, folder, accelerator)
     outcome = loop.run()
     if accelerator.is_main_process:
         _report_unreadable(source, folder)
-        _finish(folder, outcome.finished, outcome.images, config.training.total)
+        exported = plan.export(folder)
+        if outcome.finished:
+            print(f"done: {outcome.images:,} images. Weights in {exported}; next: {plan.next.format(run=folder)}")
+        else:
+            print(
+                f"stopped at {outcome.images:,} of {config.training.total:,} images, saved. The same command continues."
+            )
     accelerator.end_training()
     return folder
 
 
-def build_generator(config: RunConfig, source: Images) -> Generator:
-    """Tokenizer, network with initial weights from the config's seed, and process."""
-    tokenizer = config.tokenizer.build(source.image_size)
-    torch.manual_seed(config.seed)
-    network = config.network.build(tokenizer.spec, source.num_classes)
-    network.activation_checkpointing = config.training.activation_checkpointing
-    return Generator(tokenizer, network, config.process.build(), config.sampling, source.class_names)
-
-
 def build_loop(
-    config: RunConfig, source: ImageSource | ImageStream, generator: Generator, accelerator: Accelerator, folder: Path
+    config: RunConfig | TokenizerRunConfig,
+    source: Source,
+    plan: Plan,
+    accelerator: Accelerator,
+    folder: Path,
 ) -> Loop:
     """The training loop of a config, ready to run in `folder`."""
     settings = config.training
-    role = Role(
-        generator.network, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup
-    )
-    objective = GenerationObjective(generator, role, settings.label_dropout, settings.preview_count, config.seed)
 
     def read(start: int, micro: int) -> Iterator[Batch]:
         return batches(
@@ -101,14 +93,15 @@ def build_loop(
         )
 
     def preview(images: int) -> None:
-        share = objective.preview((accelerator.process_index, accelerator.num_processes))
+        share = plan.objective.preview((accelerator.process_index, accelerator.num_processes))
+        if share is None:
+            return
         pictures = accelerator.gather(share.to(accelerator.device))
         if accelerator.is_main_process:
             save_grid(pictures[: settings.preview_count], folder / "samples" / f"{images:09d}.png")
 
-    score = scoring_hook(config.evaluation, source, generator, accelerator, config.data.name)
-    hooks = Hooks(preview, score, config.evaluation.every)
-    return Loop(objective, read, settings, config.seed, folder, accelerator, config.identity(), hooks)
+    hooks = Hooks(preview, plan.scores(accelerator), plan.scores_every)
+    return Loop(plan.objective, read, settings, config.seed, folder, accelerator, config.identity(), hooks)
 
 
 def _starting_point(folder: Path, resume: str) -> Path | None:
@@ -128,7 +121,7 @@ def _starting_point(folder: Path, resume: str) -> Path | None:
     return newest
 
 
-def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
+def _accelerator(config: RunConfig | TokenizerRunConfig, folder: Path) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.tf32
     precision = {"fp32": "no"}.get(config.training.precision, config.training.precision)
     accelerator = make_accelerator(
@@ -142,14 +135,13 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _prepare_folder(
-    config: RunConfig, source: ImageSource | ImageStream, generator: Generator, folder: Path, accelerator: Accelerator
-) -> None:
+def _prepare_folder(config: RunConfig | TokenizerRunConfig, plan: Plan, folder: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / "samples"):
+            remove_unfinished(place)
         write_text(folder / "config.yaml", configs.dump(config))
-        description = pretrained.describe(config, generator.tokenizer, source.num_classes, source.class_names)
-        write_text(folder / pretrained.DESCRIPTION, json.dumps(description, indent=1))
+        write_text(folder / plan.description_file, json.dumps(plan.description, indent=1))
     accelerator.wait_for_everyone()
     plain = {
         key: value if isinstance(value, int | float | str) else str(value) for key, value in config.identity().items()
@@ -157,7 +149,7 @@ def _prepare_folder(
     accelerator.init_trackers("logs", plain)
 
 
-def _report_unreadable(source: ImageSource | ImageStream, folder: Path) -> None:
+def _report_unreadable(source: Source, folder: Path) -> None:
     damaged = source.unreadable()
     if damaged:
         file = folder / "unreadable.txt"
@@ -165,17 +157,9 @@ def _report_unreadable(source: ImageSource | ImageStream, folder: Path) -> None:
         print(f"genlab: {len(damaged)} images could not be read; others took their places. See {file}")
 
 
-def _finish(folder: Path, finished: bool, images: int, total: int) -> None:
-    exported = pretrained.export(folder)
-    if finished:
-        print(
-            f"done: {images:,} images. Weights in {exported}; next: genlab sample {folder} | genlab evaluate {folder}"
-        )
-    else:
-        print(f"stopped at {images:,} of {total:,} images, saved. The same command continues.")
-
-
-def _report_dry_run(config: RunConfig, loop: Loop, accelerator: Accelerator, seconds: float = 2.0) -> None:
+def _report_dry_run(
+    config: RunConfig | TokenizerRunConfig, loop: Loop, accelerator: Accelerator, seconds: float = 2.0
+) -> None:
     """Run a few real steps that leave nothing behind, and say what the whole run would take."""
     network = next(iter(loop.members.values())).bare
     parameters = sum(p.numel() for p in network.parameters())

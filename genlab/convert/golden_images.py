@@ -14,6 +14,7 @@ from genlab.convert.goldens import Case, Check, Golden
 from genlab.evaluation import reconstruction, resize
 from genlab.evaluation.extractors import load_extractor
 from genlab.evaluation.quantise import Rounding, quantise
+from genlab.tokenization.losses.lpips_network import LPIPS_TRUNKS, LpipsNet, lpips_network
 
 _RESIZE: dict[str, tuple[Callable[[Tensor, resize.Size], Tensor], float]] = {  # rule -> function, absolute tolerance
     "tf1_bilinear": (resize.tf1_bilinear, 1e-3),
@@ -69,14 +70,14 @@ def _reconstruction(golden: Golden) -> Iterator[Check]:
         if name.startswith("ssim_"):
             value = reconstruction.ssim(original, rec, name.removeprefix("ssim_"))
             yield Check(f"out.{name}", value, 1e-6, absolute=True)
-    for net in reconstruction.LPIPS_TRUNKS:
+    for net in LPIPS_TRUNKS:
         if f"out.lpips_{net}" in golden.tensors:
             yield from _lpips(golden, net, rec, original)
 
 
-def _lpips(golden: Golden, net: reconstruction.LpipsNet, rec: Tensor, original: Tensor) -> Iterator[Check]:
+def _lpips(golden: Golden, net: LpipsNet, rec: Tensor, original: Tensor) -> Iterator[Check]:
     with torch.device("meta"):
-        trunk = reconstruction.lpips_network(net).net
+        trunk = lpips_network(net).net
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{net}.pth"
         torch.save(recipe_weights(trunk, golden.config["lpips_weight_seed"]), path)

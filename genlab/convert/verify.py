@@ -17,9 +17,19 @@ SYSTEMS = {  # golden system -> the module whose CASES recompute it
     "dimr": "genlab.convert.golden_dimr",
     "fitv2": "genlab.convert.golden_fit",
     "arflow": "genlab.convert.golden_arflow",
+    "edm": "genlab.convert.golden_edm",
+    "difffit": "genlab.convert.golden_difffit",
+    "acceleration": "genlab.convert.golden_acceleration",
     "lion": "genlab.convert.golden_lion",
     "metrics": "genlab.convert.golden_metrics",
     "cas": "genlab.convert.golden_cas",
+    "var": "genlab.convert.golden_var",
+    "flexvar": "genlab.convert.golden_flexvar",
+    "perceptual_losses": "genlab.convert.golden_losses",
+    "kl_vae": "genlab.convert.golden_kl_vae",
+    "vqgan": "genlab.convert.golden_vqgan",
+    "rvq": "genlab.convert.golden_quantizers",
+    "llamagen_vq": "genlab.convert.golden_llamagen",
 }
 
 

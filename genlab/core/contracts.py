@@ -149,6 +149,10 @@ OnStep: TypeAlias = Callable[[Event], None]
 class Process(ABC):
     """How a network becomes a loss and samples. Holds hyper-parameters only, no parameters and no state."""
 
+    def over(self, tokenizer: Tokenizer) -> Process:
+        """The process on the tokens of `tokenizer`; one that needs more of it than its spec keeps a reference here."""
+        return self
+
     @abstractmethod
     def loss(self, network: Callable[..., Tensor], tokens: Tensor, label: Tensor, rng: SampleRng) -> dict[str, Tensor]:
         """Named losses, each [B]; the entry "loss" is what is minimised, the others are logged.

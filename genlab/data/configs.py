@@ -10,9 +10,10 @@ from genlab.data.digits import Digits
 from genlab.data.folder import Folder
 from genlab.data.fractals import Fractals
 from genlab.data.huggingface import HuggingFace
+from genlab.data.latents import Latents
 from genlab.data.photos import Photos
 from genlab.data.shards import WebDataset
 
 DataConfig: TypeAlias = Annotated[
-    Digits | Photos | Fractals | Folder | HuggingFace | WebDataset, Field(discriminator="name")
+    Digits | Photos | Fractals | Folder | HuggingFace | WebDataset | Latents, Field(discriminator="name")
 ]

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genlab.core.contracts import Batch
+from genlab.core.contracts import Batch, Raw
 from genlab.core.errors import GenlabError
+from genlab.data.latents import LatentSource
 from genlab.data.order import Order, micro_batches
 from genlab.data.source import ImageSource, ImageStream
-from genlab.data.stream_reader import Read, read_stream
+from genlab.data.stream_reader import read_stream
 
 _PREFETCH = 4
 """Micro-batches that each worker keeps ready."""
+Source: TypeAlias = ImageSource | ImageStream | LatentSource
+"""What a run can be trained on."""
+Content: TypeAlias = Literal["images", "raw"]
+Fetched: TypeAlias = tuple[Sequence[int], Raw, Tensor]
+"""Positions [n], images uint8 [n,3,R,R] or raw latents, labels int64 [n]."""
 Item = TypeVar("Item")
 
 
 def batches(
-    source: ImageSource | ImageStream,
+    source: Source,
     *,
     seed: int,
     batch: int,
@@ -35,7 +42,7 @@ def batches(
     """This rank's micro-batches on the CPU, endlessly: images uint8 [b,3,R,R], label and position int64 [b].
 
     Which images stand at which positions depends on `seed` and the source alone; how they are cut into batches, shared
-    out and loaded does not matter. See `genlab.data.order`.
+    out and loaded does not matter. See `genlab.data.order`. A latent cache gives `raw` instead of images.
 
     Args:
         batch: images per global batch; a multiple of world * micro_batch.
@@ -51,19 +58,28 @@ def batches(
     shares = micro_batches(batch=batch, micro_batch=micro_batch, rank=rank, world=world, start=start)
     pin = device is not None and device.type == "cuda"
     if isinstance(source, ImageStream):
-        return _batches(read_stream(source, shares, seed=seed, start=start, workers=workers), pin)
-    return _batches(_read_source(source, shares, seed, workers), pin)
+        return _batches(read_stream(source, shares, seed=seed, start=start, workers=workers), pin, "images")
+    content: Content = "raw" if isinstance(source, LatentSource) else "images"
+    return _batches(_read_source(source, shares, seed, workers), pin, content)
 
 
-def _batches(reads: Iterator[Read], pin: bool) -> Iterator[Batch]:
-    for positions, images, label in reads:
+def _batches(reads: Iterator[Fetched], pin: bool, content: Content) -> Iterator[Batch]:
+    for positions, values, label in reads:
         position = torch.tensor(positions, dtype=torch.int64)
         if pin:
-            images, label, position = images.pin_memory(), label.pin_memory(), position.pin_memory()
-        yield Batch(label=label, position=position, images=images)
+            values, label, position = _pinned(values), label.pin_memory(), position.pin_memory()
+        yield Batch(label=label, position=position, **{content: values})  # type: ignore[arg-type]
 
 
-def _read_source(source: ImageSource, shares: Iterator[range], seed: int, workers: int) -> Iterator[Read]:
+def _pinned(values: Raw) -> Raw:
+    if isinstance(values, dict):
+        return {name: value.pin_memory() for name, value in values.items()}
+    return values.pin_memory()
+
+
+def _read_source(
+    source: ImageSource | LatentSource, shares: Iterator[range], seed: int, workers: int
+) -> Iterator[Fetched]:
     loader: DataLoader[Any] = DataLoader(
         _Fetches(source, Order(seed, len(source))),
         batch_sampler=map(list, shares),
@@ -82,11 +98,11 @@ def _read_source(source: ImageSource, shares: Iterator[range], seed: int, worker
 class _Fetches(Dataset[Any]):
     """A source as torch's DataLoader wants it: addressed by lists of positions."""
 
-    def __init__(self, source: ImageSource, order: Order):
+    def __init__(self, source: ImageSource | LatentSource, order: Order):
         self._source = source
         self._order = order
 
-    def __getitems__(self, positions: Sequence[int]) -> Read | GenlabError:
+    def __getitems__(self, positions: Sequence[int]) -> Fetched | GenlabError:
         try:
             return positions, *self._source.fetch(self._order.indices(positions).tolist(), positions)
         except GenlabError as error:  # handed over: raised in a worker, its message would grow a traceback

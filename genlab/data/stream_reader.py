@@ -37,7 +37,7 @@ def read_stream(
         yield from (_read(stream, window, positions, map) for positions in micro_batches)
         return
     with ThreadPoolExecutor(workers, "decode") as decoders:
-        yield from _ahead(
+        yield from ahead(
             lambda positions: _read(stream, window, positions, decoders.map), micro_batches, _READ_AHEAD * workers
         )
 
@@ -97,9 +97,9 @@ def _next_readable(stream: ImageStream, window: _Window, position: int) -> tuple
     raise DataError(f"{window[position].name}: more than {_MOST_DAMAGED_IN_A_ROW} damaged images in a row")
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterator[Item], depth: int) -> Iterator[Result]:
-    """`map(function, items)` in a thread that works up to `depth` items ahead."""
-    with ThreadPoolExecutor(1, "read") as reader:
+def ahead(function: Callable[[Item], Result], items: Iterator[Item], depth: int, threads: int = 1) -> Iterator[Result]:
+    """`map(function, items)` in threads that work up to `depth` items ahead."""
+    with ThreadPoolExecutor(threads, "read") as reader:
         pending = deque(reader.submit(function, item) for item in islice(items, depth))
         try:
             while pending:

@@ -19,7 +19,18 @@ from genlab.evaluation.extractors.base import arithmetic
 from genlab.evaluation.sources import Part
 
 BLOCK = 64
+CPU_BATCH = 16
+"""Images that a network makes at once on the CPU, whatever the batch asked for."""
 _CPU_PIECE = 4  # larger pieces only make larger activations, which leave the cache and cost page faults
+
+
+def made_at_once(batch: int, device: torch.device) -> int:
+    """Images of one network call: on the CPU always as many, so that they are the same to the last bit for any batch.
+
+    Elsewhere a fixed number would waste the device, or not fit: `batch` decides, and images of two batches may differ
+    by a level of 255 now and then.
+    """
+    return CPU_BATCH if device.type == "cpu" else batch
 
 
 def block_count(images: int) -> int:

@@ -13,7 +13,7 @@ from genlab.core.errors import DataError
 from genlab.core.files import write_text
 from genlab.evaluation.drawings import Point, axis_for, pareto, plot_svg
 from genlab.evaluation.intervals import RESEED
-from genlab.evaluation.metrics import METRICS
+from genlab.evaluation.metrics import KNOWN
 from genlab.evaluation.report import FORMAT, JSON, format_score, template
 from genlab.evaluation.tables import print_rows
 
@@ -81,12 +81,13 @@ def remarks(reports: Sequence[Saved]) -> list[str]:
             )
     for name in score_names(reports):
         scored = [(report, score) for report in reports if (score := report.score(name)) and score["value"] is not None]
-        if len(scored) < 2 or METRICS[scored[0][1]["metric"]].better == "neither":
+        if len(scored) < 2 or KNOWN[scored[0][1]["metric"]].better == "neither":
             continue
         reverse = scored[0][1]["better"] == "higher"
-        first, second = sorted(scored, key=lambda item: item[1]["value"], reverse=reverse)[:2]
-        if _tie(first[1], second[1]):
-            notes.append(f"{name}: the best two, {first[0].name} and {second[0].name}, are within noise of each other")
+        (best, best_score), *others = sorted(scored, key=lambda item: item[1]["value"], reverse=reverse)
+        tied = [report.name for report, score in others if _tie(best_score, score)]
+        if tied:
+            notes.append(f"{name}: the best, {best.name}, is within noise of {', '.join(tied)}")
     return notes
 
 

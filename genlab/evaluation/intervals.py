@@ -51,4 +51,12 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share seen in `count` independent images (Wilson 1927)."""
     centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)  # rounding leaves no share outside
+
+
+def auroc_interval(auroc: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The 95 % interval of an area under the ROC curve (Hanley & McNeil 1982)."""
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    variance = auroc * (1 - auroc) + (positives - 1) * (q1 - auroc**2) + (negatives - 1) * (q2 - auroc**2)
+    half = Z * math.sqrt(max(variance, 0.0) / (positives * negatives))
+    return max(auroc - half, 0.0), min(auroc + half, 1.0)

@@ -22,6 +22,8 @@ class Need(Enum):
     """Class probabilities by split."""
     FEATURES = auto()
     """All features, in memory."""
+    PAIRS = auto()
+    """Each image beside its reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,24 @@ METRICS = {
     "authenticity": Metric(Need.FEATURES, "higher", "percentage of samples that are no near-copies"),
     "class_accuracy": Metric(Need.FEATURES, "higher", "share recognised as their class by an independent classifier"),
     "copies": Metric(Need.FEATURES, "lower", "share nearer to a training image than all but 1 % of real images are"),
+    "cas": Metric(Need.FEATURES, "higher", "accuracy on real images of a classifier trained on samples alone"),
+    "rigid": Metric(Need.FEATURES, "neither", "how well RIGID tells samples from real images (AUROC); 0.5: not at all"),
 }
+
+TOKENIZER_METRICS = {
+    "rfid": Metric(Need.MOMENTS, "lower", "Frechet distance of reconstructions from their originals, or as named"),
+    "psnr": Metric(Need.PAIRS, "higher", "peak signal-to-noise ratio in dB, averaged over images"),
+    "ssim": Metric(Need.PAIRS, "higher", "structural similarity, Gaussian window of sigma 1.5"),
+    "lpips": Metric(Need.PAIRS, "lower", "perceptual distance of reconstruction and original"),
+    "codebook_usage": Metric(Need.PAIRS, "higher", "share of codebook entries used at least once"),
+    "perplexity": Metric(Need.PAIRS, "higher", "effective number of codebook entries: exp of their entropy"),
+    "bits_per_image": Metric(
+        Need.PAIRS, "neither", "bits of an image's codes: their number times log2 of the vocabulary"
+    ),
+}
+
+KNOWN = METRICS | TOKENIZER_METRICS
+"""All metrics that a report may hold."""
 
 
 class Request(NamedTuple):
@@ -64,6 +83,8 @@ class Request(NamedTuple):
 def parse_requests(words: Iterable[str], extractor: str) -> tuple[Request, ...]:
     """ "fid" or "precision@pixels" -> requests, the plain ones on `extractor`, without duplicates.
 
+    RIGID has encoders of its own: EfficientNet-Lite0 where `extractor` is that, else DINOv2.
+
     Raises:
         ConfigError: an unknown metric, or none at all.
     """
@@ -75,7 +96,10 @@ def parse_requests(words: Iterable[str], extractor: str) -> tuple[Request, ...]:
             raise ConfigError(
                 f"there is no metric {metric!r}{f'; did you mean {near[0]}?' if near else ''} ({', '.join(METRICS)})"
             )
-        requests.append(Request(metric, other or extractor))
+        judge = other or extractor
+        if metric == "rigid":
+            judge = f"rigid_{other or ('efflite0' if extractor == 'efflite0' else 'dinov2')}"
+        requests.append(Request(metric, judge))
     if not requests:
         raise ConfigError("name at least one metric, such as --metrics fid,is")
     return tuple(dict.fromkeys(requests))

@@ -206,7 +206,9 @@ def _nearest(x: Cloud, y: Cloud, weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight.float()[:, None]
     for columns in blocks(len(y)):
         for rows in blocks(len(x)):
-            distance = squared_distances(x, y, rows, columns, products(x, y, rows, columns, False)) / scale[rows]
+            distance = (
+                squared_distances(x, y, rows, columns, products(x.rows[rows], y.rows[columns], False)) / scale[rows]
+            )
             value, place = distance.min(0)
             closer = value < best[columns]
             best[columns] = torch.where(closer, value, best[columns])

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, combinations
 from typing import TypeAlias
 
 import torch
@@ -33,7 +32,7 @@ class Cloud:
     features: Tensor
     """[n,d] as given."""
     rows: Tensor
-    """[n,d] float32, centred, scaled and rounded: what is multiplied."""
+    """[n,d] float32 or, where bfloat16 factors are enough, that: centred, scaled and rounded; what is multiplied."""
     square: Tensor
     """[n] float64, squared norms before rounding."""
     error: Tensor
@@ -52,12 +51,12 @@ def blocks(count: int, tile: int = TILE) -> list[slice]:
 
 
 def _cloud(features: Tensor, centre: Tensor, scale: float, fast: bool) -> Cloud:
-    rows = torch.empty(features.shape, dtype=torch.float32, device=features.device)
+    rows = torch.empty(features.shape, dtype=torch.bfloat16 if fast else torch.float32, device=features.device)
     square = torch.empty(len(features), dtype=torch.float64, device=features.device)
     error, offset = torch.empty_like(square), torch.empty_like(square)
     for here in blocks(len(features), ROWS):
         exact = (features[here].double() - centre).div_(scale)
-        rows[here] = exact.bfloat16().float() if fast else exact.float()
+        rows[here] = exact.to(rows.dtype)
         square[here] = exact.square().sum(1)
         offset[here] = scale * (exact @ centre) + centre.square().sum() / 2
         error[here] = exact.sub_(rows[here]).square_().sum(1).sqrt_()
@@ -85,28 +84,32 @@ def _bfloat16_products(device: torch.device) -> Iterator[None]:
         backend.fp32_precision = before
 
 
-def products(x: Cloud, y: Cloud, rows: slice, columns: slice, fast: bool) -> Tensor:
-    """The tile [a,b] float32 of inner products of centred, scaled rows."""
+def products(u: Tensor, v: Tensor, fast: bool) -> Tensor:
+    """The tile [a,b] float32 of inner products of rows u [a,d] and v [b,d] of two clouds."""
     if not fast:
-        return x.rows[rows] @ y.rows[columns].mT
-    with _bfloat16_products(x.rows.device):
-        return x.rows[rows] @ y.rows[columns].mT
+        return u @ v.mT
+    with _bfloat16_products(u.device):
+        return u.float() @ v.float().mT
 
 
 def visit_pairs(x: Cloud, y: Cloud, visits: list[Visit], fast: bool = False, tile: int = TILE) -> None:
     """Show every tile of x against y to each visitor, which must not change it."""
     for rows in blocks(len(x), tile):
-        for columns in blocks(len(y), tile):
-            tile_products = products(x, y, rows, columns, fast)
-            for visit in visits:
-                visit(rows, columns, tile_products)
+        _visit_row(x.rows[rows].float(), rows, y, blocks(len(y), tile), visits, fast)
 
 
 def visit_upper(x: Cloud, visits: list[Visit], fast: bool = False, tile: int = TILE) -> None:
     """Show the tiles of x against itself on the diagonal, then those above it, which stand for their mirrors too."""
     parts = blocks(len(x), tile)
-    for rows, columns in chain(zip(parts, parts, strict=True), combinations(parts, 2)):
-        tile_products = products(x, x, rows, columns, fast)
+    for rows in parts:
+        _visit_row(x.rows[rows].float(), rows, x, [rows], visits, fast)
+    for number, rows in enumerate(parts):
+        _visit_row(x.rows[rows].float(), rows, x, parts[number + 1 :], visits, fast)
+
+
+def _visit_row(u: Tensor, rows: slice, y: Cloud, parts: list[slice], visits: list[Visit], fast: bool) -> None:
+    for columns in parts:
+        tile_products = products(u, y.rows[columns], fast)
         for visit in visits:
             visit(rows, columns, tile_products)
 

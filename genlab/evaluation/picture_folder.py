@@ -144,6 +144,10 @@ class PictureWriter:
             raise DataError(f"{folder}: holds images of another plan; choose another --save-images")
         write_text(file, json.dumps(plan))
 
+    def done(self) -> set[int]:
+        """The images that are there already."""
+        return {int(match[1]) for file in self.folder.iterdir() if (match := _SAMPLE.fullmatch(file.name))}
+
     def write(self, part: Part) -> None:
         """One PNG per image."""
         labels = part.labels if part.labels is not None else torch.zeros(len(part.index), dtype=torch.int64)

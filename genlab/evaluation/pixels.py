@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from genlab.core.public_weights import FoundWeights
 from genlab.evaluation.extractors import Extractor, check_images
-from genlab.evaluation.extractors.weights import FoundWeights
 
 NAME = "pixels"
 

@@ -11,6 +11,7 @@ from genlab.evaluation import inception_score
 from genlab.evaluation.inception_score import SplitRule
 from genlab.evaluation.quantise import Rounding
 
+Sampling: TypeAlias = dict[str, str | int | float]
 SplitName: TypeAlias = Literal["adm", "torch_fidelity", "dgm_eval", "studiogan", "titok"]
 _SPLITS: dict[str, SplitRule] = {
     "adm": inception_score.ADM,
@@ -46,9 +47,9 @@ class Protocol(Settings):
     """prdc's open balls instead of ADM's closed ones."""
     half_distances: bool = False
     """Emulate the float16 distances of ADM's graph in precision and recall."""
-    sampling: dict[str, str | int | float] = Field(default_factory=dict)
+    sampling: Sampling = Field(default_factory=dict)
     """The published sampler settings that a generator of this paper should use; `genlab evaluate` applies those that
-    the generator's process knows."""
+    the generator's process knows, and none if it does not know the sampler."""
     note: str = ""
     """What differs from the paper, or is not certain."""
 

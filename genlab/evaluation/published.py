@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 
 from genlab.core.errors import ConfigError
-from genlab.evaluation.protocols import Protocol
+from genlab.evaluation.protocols import Protocol, Sampling
 from genlab.evaluation.quantise import Rounding
 
 _BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
@@ -33,25 +33,59 @@ _FORK = {"metrics": ("fid", "is"), "splits": "torch_fidelity", "rounding": Round
 _SORTED = "the paper's files are class-sorted, which spoils ADM's inception score; genlab's plan is mixed"
 
 
+# Published sampler settings, in genlab's words: guidance is the scale by which a prediction moves away from the
+# unconditional one, 1 being none, so what VAR, FlexVAR, ENAT and DiMR call w is 1 + w here.
+_DDPM: Sampling = {"sampler": "ddpm", "steps": 250, "guidance": 1.5, "guidance_channels": 3}
+_SDE: Sampling = {
+    "sampler": "euler_maruyama",
+    "steps": 250,
+    "diffusion": "sigma",
+    "last_step": "mean",
+    "last_step_size": 0.04,
+    "guidance": 1.5,
+    "guidance_channels": 3,
+}
+_DOPRI5: Sampling = {"sampler": "dopri5", "rtol": 1e-3, "atol": 1e-6, "guidance_channels": 3}
+_DPM_SOLVER: Sampling = {"sampler": "dpm_singlestep", "steps": 250, "order": 3, "guidance": 1.4}
+_VAR: Sampling = {"guidance": 2.5, "top_k": 900, "top_p": 0.96}
+_FLEXVAR: Sampling = {"top_k": 900, "top_p": 0.95}
+
+
 def _rows(size: int) -> list[Protocol]:
     """The papers that report at `size`."""
+    small = size == 256
     rows = [
         _adm("adm", "ADM's evaluator (Dhariwal & Nichol 2021)", size),
-        _adm("dit", "DiT", size, **_RANDOM, sampling={"steps": 250, "guidance": 1.5}),
+        _adm("dit", "DiT", size, **_RANDOM, sampling=_DDPM),
         _adm(
             "sit",
             "SiT",
             size,
             **_RANDOM,
-            sampling={"steps": 250, "guidance": 1.5},
-            note="unguided 8.3 is the SDE; the ODE gives 9.3 to 9.5 in a public re-run",
+            sampling=_SDE,
+            note="unguided 8.3 is the SDE; the ODE gives 9.3 to 9.5 in a public re-run (2.15 instead of 2.06 guided)",
         ),
-        _adm("fitv2", "FiTv2", size, **_RANDOM, note="non-square references are unverified"),
-        _adm("dimr", "DiMR", size, rounding=Rounding.SAVE_IMAGE, note=_SORTED),
+        _adm(
+            "fitv2",
+            "FiTv2",
+            size,
+            **_RANDOM,
+            sampling={**_DOPRI5, "guidance": 1.5 if small else 1.65},
+            note="guidance is that of XL/2; non-square references are unverified",
+        ),
+        _adm(
+            "dimr",
+            "DiMR",
+            size,
+            rounding=Rounding.SAVE_IMAGE,
+            sampling=_DPM_SOLVER,
+            note=f"{_SORTED}; guidance is the code's default, presumably the paper's",
+        ),
         _adm(
             "var",
             "VAR",
             size,
+            sampling=_VAR,
             note="no sampling script is published: its demo truncates, a public reproduction rounds; more_smooth off",
         ),
         _adm(
@@ -59,6 +93,7 @@ def _rows(size: int) -> list[Protocol]:
             "FlexVAR",
             size,
             rounding=Rounding.SAVE_IMAGE,
+            sampling={**_FLEXVAR, "guidance": 3.5 if small else 4.0},
             note="the paper's labels are balanced only approximately: every rank shuffles its own copy",
         ),
         _adm(
@@ -66,15 +101,41 @@ def _rows(size: int) -> list[Protocol]:
             "ENAT",
             size,
             metrics=("fid",),
+            sampling={
+                "steps": 8,
+                "guidance": 3.5 if small else 4.5,
+                "mask_temperature": 1.5,
+                "temperature": 6.0 if small else 4.0,
+            },
             note="the paper scores unrounded images with PyTorch's resize; here 8 bits and TF1's: FID moves a little",
         ),
     ]
-    if size == 256:
+    if small:
         rows += [
-            _adm("mvar", "M-VAR", size, note="as VAR; the paper's judge is unverified"),
-            _adm("mar", "MAR", size, **_FORK),
-            _adm("xar", "xAR", size, **_FORK, note="the same code as MAR's"),
-            _adm("resgen", "ResGen", size, note="no code was published: number, labels, rounding unverified"),
+            _adm("mvar", "M-VAR", size, sampling=_VAR, note="as VAR; the paper's judge is unverified"),
+            _adm(
+                "mar",
+                "MAR",
+                size,
+                **_FORK,
+                sampling={"rounds": 256, "steps": 100, "guidance": 3.2, "temperature": 1.0},
+                note=f"guidance is that of MAR-H (B 2.9, L 3.0); {_SORTED}",
+            ),
+            _adm(
+                "xar",
+                "xAR",
+                size,
+                **_FORK,
+                sampling={"sampler": "euler_maruyama", "steps": 50, "guidance": 2.2},
+                note="guidance and steps are those of xAR-H (L 2.3; B 2.7 with 40 steps); the same code as MAR's",
+            ),
+            _adm(
+                "resgen",
+                "ResGen",
+                size,
+                sampling={"steps": 63},
+                note="no code was published: number, labels, rounding unverified",
+            ),
         ]
     return rows
 
@@ -120,6 +181,11 @@ _GENERAL = [
         splits="torch_fidelity",
     ),
     Protocol(
+        name="tokenizer",
+        title="reconstructions against their originals (LDM, VQGAN, LlamaGen: rFID, PSNR, SSIM, LPIPS)",
+        metrics=("fid",),
+    ),
+    Protocol(
         name="digits",
         title="scikit-learn's digits: an independent classifier, pixels, and EfficientNet-Lite0",
         samples=1000,
@@ -151,6 +217,7 @@ PROTOCOLS: dict[str, Protocol] = {
             update={
                 "name": "dmd2-imagenet64",
                 "title": "DMD2",
+                "sampling": {"steps": 1},
                 "note": "the paper's code starts its covariance at ones: FID rises by about 0.02 (1 GPU) to 0.25 (8)",
             }
         ),
@@ -158,6 +225,7 @@ PROTOCOLS: dict[str, Protocol] = {
             update={
                 "name": "msd-imagenet64",
                 "title": "Multi-student distillation",
+                "sampling": {"steps": 1},
                 "note": "no code was published: taken to be DMD2's",
             }
         ),

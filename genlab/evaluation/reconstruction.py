@@ -5,36 +5,17 @@ Images and originals are uint8 [B, 3, H, W]; results are float64 [B], one value 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genlab.core.errors import DataError
+from genlab.core.public_weights import FoundWeights
 from genlab.evaluation.extractors.base import check_images
-from genlab.evaluation.extractors.weights import FoundWeights, WeightsFile
-
-LpipsNet: TypeAlias = Literal["alex", "vgg", "squeeze"]
-
-_TORCHVISION = "https://download.pytorch.org/models"
-LPIPS_TRUNKS: dict[LpipsNet, WeightsFile] = {
-    "alex": WeightsFile(
-        "AlexNet for LPIPS", "alexnet-owt-7be5be79.pth", f"{_TORCHVISION}/alexnet-owt-7be5be79.pth", "7be5be79", 244
-    ),
-    "vgg": WeightsFile("VGG16 for LPIPS", "vgg16-397923af.pth", f"{_TORCHVISION}/vgg16-397923af.pth", "397923af", 553),
-    "squeeze": WeightsFile(
-        "SqueezeNet for LPIPS",
-        "squeezenet1_1-b8a52dc0.pth",
-        f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth",
-        "b8a52dc0",
-        5,
-    ),
-}
-_SMALLEST_SIDE: dict[LpipsNet, int] = {"alex": 31, "vgg": 16, "squeeze": 17}  # below it a pooling has nothing to pool
+from genlab.tokenization.losses.lpips_network import LPIPS_TRUNKS, SMALLEST_SIDE, LpipsNet, filled_network
 
 
 def mse(images: Tensor, originals: Tensor) -> Tensor:
@@ -131,17 +112,15 @@ class Lpips(nn.Module):
         super().__init__()
         self.net: LpipsNet = net
         self.checksum = found.checksum
-        self.network = lpips_network(net)
-        found.load_into(self.network.net, _trunk_state(found.read(), self.network.net))
-        self.network.eval().requires_grad_(False)
+        self.network = filled_network(net, found)
 
     @torch.no_grad()
     def per_layer(self, images: Tensor, originals: Tensor) -> Tensor:
         """uint8 images and originals [B, 3, H, W] -> the distance's parts, float64 [B, 5] (squeeze: [B, 7])."""
         _check_pair(images, originals)
-        if min(images.shape[2:]) < _SMALLEST_SIDE[self.net]:
+        if min(images.shape[2:]) < SMALLEST_SIDE[self.net]:
             height, width = images.shape[2:]
-            needed = _SMALLEST_SIDE[self.net]
+            needed = SMALLEST_SIDE[self.net]
             raise DataError(f"LPIPS {self.net}: images of {height}x{width} are too small, it needs {needed} pixels")
         parameter = next(self.network.parameters())
         one, other = (batch.to(parameter.device, parameter.dtype) / 127.5 - 1.0 for batch in (images, originals))
@@ -165,24 +144,6 @@ def load_lpips(
         WeightsUnavailable: no trunk here and no network, or another checksum.
     """
     return Lpips(net, LPIPS_TRUNKS[net].locate(weights, allow_unofficial)).to(device)
-
-
-def lpips_network(net: LpipsNet) -> Any:
-    """The package's module `lpips.LPIPS` with its official heads and a random trunk; nothing is downloaded."""
-    import lpips
-
-    with warnings.catch_warnings():  # torchvision deprecates an argument that the package still gives
-        warnings.simplefilter("ignore", UserWarning)
-        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-
-
-def _trunk_state(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """torchvision's `features.N.*` under the package's names `sliceK.N.*`; those are accepted too."""
-    keys = trunk.state_dict().keys()
-    if keys <= state.keys():
-        return {key: state[key] for key in keys}
-    origin = {key: "features." + key.partition(".")[2] for key in keys}
-    return {key: state[old] for key, old in origin.items() if old in state}
 
 
 def _check_pair(images: Tensor, originals: Tensor) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
 from torch import Tensor
@@ -14,9 +14,12 @@ from torch import Tensor
 from genlab.core.files import write_text
 from genlab.evaluation.drawings import Axis, Point, grid_png, plot_svg
 from genlab.evaluation.expected import Check
-from genlab.evaluation.metrics import METRICS
+from genlab.evaluation.metrics import KNOWN
 from genlab.evaluation.protocols import Protocol
 from genlab.evaluation.scores import Score
+
+Pictures: TypeAlias = dict[str, tuple[Tensor, Tensor | None]]
+"""Title -> uint8 images [n,3,R,R] and their labels [n], shown as grids."""
 
 FORMAT = 1
 JSON, PAGE = "report.json", "report.html"
@@ -45,6 +48,8 @@ class Report:
     cost: dict[str, float] = field(default_factory=dict)
     """parameters, evaluations_per_image (NFE), seconds_per_image; where a generator was sampled."""
     class_names: tuple[str, ...] = ()
+    repeats: int = 1
+    """Seeds that the scores are means over: `seed` and those after it."""
 
     def tree(self) -> dict[str, Any]:
         """JSON-able; NaN and infinity become null."""
@@ -53,7 +58,7 @@ class Report:
                 "name": score.name,
                 "metric": score.metric,
                 "value": score.value,
-                "better": METRICS[score.metric].better,
+                "better": KNOWN[score.metric].better,
                 "interval_95": list(score.interval) if score.interval else None,
                 **score.detail,
                 **({"per_class": score.per_class} if score.per_class else {}),
@@ -82,12 +87,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(folder: Path, report: Report, pictures: dict[str, tuple[Tensor, Tensor | None]]) -> None:
-    """Write `report.json` and `report.html`.
-
-    Args:
-        pictures: title -> (uint8 images [n,3,R,R], labels [n] or None), shown as grids.
-    """
+def write_report(folder: Path, report: Report, pictures: Pictures) -> None:
+    """Write `report.json` and `report.html`."""
     tree = report.tree()
     write_text(folder / JSON, json.dumps(tree, indent=1, ensure_ascii=False))
     grids = [
@@ -123,7 +124,7 @@ def format_score(value: float | None) -> str:
 
 
 def _meanings() -> dict[str, str]:
-    return {name: metric.meaning for name, metric in METRICS.items()}
+    return {name: metric.meaning for name, metric in KNOWN.items()}
 
 
 def _by_label(images: Tensor, labels: Tensor | None) -> Tensor:
@@ -151,7 +152,7 @@ def _classes(report: Report) -> list[dict[str, Any]]:
     for score in report.scores:
         if not score.per_class:
             continue
-        higher = METRICS[score.metric].better == "higher"
+        higher = KNOWN[score.metric].better == "higher"
         known = {label: value for label, value in score.per_class.items() if math.isfinite(value)}
         ranked = sorted(known.items(), key=lambda item: item[1] if higher else -item[1])
         top = max(known.values(), default=1.0) or 1.0

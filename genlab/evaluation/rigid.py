@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from genlab.core.errors import DataError
-from genlab.evaluation.extractors.base import check_images
-from genlab.evaluation.extractors.dinov2 import DinoV2
+from genlab.evaluation.extractors.base import NormalisingExtractor, check_images
 from samplers.noise import SampleRng
 
 Encode: TypeAlias = Callable[[Tensor], Tensor]
@@ -43,12 +42,16 @@ class RigidSettings:
 
 
 def rigid_scores(
-    extractor: DinoV2, images: Tensor, identities: Tensor, settings: RigidSettings | None = None, seed: int = 0
+    extractor: NormalisingExtractor,
+    images: Tensor,
+    identities: Tensor,
+    settings: RigidSettings | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Scores of uint8 images [B, 3, H, W], float64 [B], higher = more like a real image.
 
     Args:
-        extractor: `load_extractor("dinov2_rigid")`, strict precision.
+        extractor: `load_extractor("dinov2_rigid")` is the paper's; strict precision.
         identities: int64 [B], a number per image. Its noise depends on it and on `seed` alone, so scores do not
             change with batch size or order.
     """
@@ -56,7 +59,7 @@ def rigid_scores(
     settings = settings or RigidSettings()
     if extractor.precision != "strict":
         raise DataError(f"RIGID's differences drown in {extractor.precision} arithmetic: load the extractor as strict")
-    device = extractor.mean.device
+    device = next(extractor.network.parameters()).device
     pixels = extractor.pixels(images.to(device))
     rng = SampleRng(seed, identities.to(device))
     noise = torch.stack([rng.normal(*pixels.shape[1:]) for _ in range(settings.draws)])

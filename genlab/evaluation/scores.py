@@ -5,6 +5,7 @@ A metric that cannot be computed (too few images, no labels) becomes a warning; 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 
 from genlab.core.errors import ConfigError, DataError
+from genlab.evaluation import pixels
+from genlab.evaluation.classifier import Recipe
 from genlab.evaluation.collected import Collected
 from genlab.evaluation.extractors import Extractor, metric_name
 from genlab.evaluation.frechet import frechet_distance, frechet_infinity, intra_class_frechet
 from genlab.evaluation.half_precision import half_precision_recall
-from genlab.evaluation.intervals import Z, frechet_halfwidth, share_interval
+from genlab.evaluation.intervals import Z, auroc_interval, frechet_halfwidth, share_interval
 from genlab.evaluation.joint import pair_scores
-from genlab.evaluation.judges import class_accuracy, copies
+from genlab.evaluation.judges import cas, class_accuracy, copies
 from genlab.evaluation.kernel import KernelDistance, cmmd, kid
 from genlab.evaluation.metrics import METRICS
 from genlab.evaluation.neighbours import ManifoldScores, authenticity, manifold_scores
+from genlab.evaluation.rigid import detection
 from genlab.evaluation.slices import mind, sliced_wasserstein
 from genlab.evaluation.vendi import vendi_score
 
@@ -205,6 +209,46 @@ def _class_accuracy(comparison: Comparison) -> Score:
     return Score("class_accuracy", "class_accuracy", share, interval, detail, table)
 
 
+def _cas(comparison: Comparison) -> Score:
+    (x_label, y_label), (x, y) = _labels(comparison), comparison.pair()
+    on_pixels, recipe = comparison.extractor.family == pixels.NAME, Recipe.cosine()
+    begun = time.perf_counter()
+    found, tested = cas(x, x_label, y, y_label, on_pixels, recipe)
+    share = found.cas.top1 / 100
+    detail = {
+        "classifier": "small convolutional network, from scratch" if on_pixels else "linear probe: a proxy",
+        "epochs": len(recipe.lr),
+        "tested_on": tested,
+        "real_data": found.real.top1 / 100,
+        "ratio": found.ratio,
+        "gan_test": found.gan_test.top1 / 100,
+        "with_real_data": found.augmented.top1 / 100,
+        "top5": found.cas.top5 / 100,
+        "seconds": time.perf_counter() - begun,
+    }
+    name = "cas" if on_pixels else f"cas_probe_{comparison.extractor.name}"
+    table = {label: float(value) for label, value in enumerate(found.cas.per_class.tolist())}
+    return Score(name, "cas", share, share_interval(share, tested), detail, table)
+
+
+def _rigid(comparison: Comparison) -> Score:
+    if comparison.extractor.family != "rigid":
+        raise DataError("has encoders of its own: ask for rigid@dinov2 or rigid@efflite0")
+    real, fake = (1 - movement.double().flatten() for movement in comparison.pair())
+    found = detection(real, fake)
+    detail = {
+        "inverted": found.inverted,
+        "fpr_at_tpr95": found.fpr_at_tpr95,
+        "detected_at_5_percent": found.fake_detected,
+        "average_precision": found.ap_fake_positive,
+        "median_score_real": real.median().item(),
+        "median_score_generated": fake.median().item(),
+    }
+    name = comparison.extractor.name
+    interval = auroc_interval(found.auroc, len(real), len(fake))
+    return Score("rigid" if name == "rigid_dinov2" else name, "rigid", found.auroc, interval, detail)
+
+
 def _copies(comparison: Comparison) -> Score:
     check = copies(*comparison.pair())
     detail = {
@@ -239,6 +283,8 @@ _COMPUTE: dict[str, Callable[[Comparison], Score]] = {
     "intra_class_fid": _intra_class,
     "class_accuracy": _class_accuracy,
     "copies": _copies,
+    "cas": _cas,
+    "rigid": _rigid,
     "mind": _plain("mind", mind),
     "sliced_wasserstein": _plain("sliced_wasserstein", sliced_wasserstein),
     "cmmd": _plain("cmmd", cmmd),

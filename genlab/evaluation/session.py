@@ -53,6 +53,13 @@ class Writer(Protocol):
     def write(self, part: Part) -> None: ...
 
 
+class Tally(Protocol):
+    """What a source counts beside the images it hands out: sums, saved and merged with the statistics."""
+
+    sums: dict[str, Tensor]
+    """Of the images handed out so far, all zero at first; on the CPU."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """A finished pass: one result per extractor's name; complete on the main process."""
@@ -78,6 +85,11 @@ class _Pictures:
             self.images.append(images[use].cpu())
 
 
+def shown(count: int) -> list[int]:
+    """Which of `count` images a report shows: a few, evenly spaced."""
+    return torch.linspace(0, count - 1, min(PICTURES, count), dtype=torch.float64).long().tolist()
+
+
 class Session:
     """One pass.
 
@@ -88,6 +100,7 @@ class Session:
         writer: sees every image, such as to write it to disk.
         tick: called with the number of images done since the last call.
         save_every: images of this process between saves.
+        tally: of a source that counts; holds the sums over all processes and runs at the end.
     """
 
     def __init__(
@@ -99,8 +112,10 @@ class Session:
         writer: Writer | None = None,
         tick: Callable[[int], None] = lambda images: None,
         save_every: int = SAVE_EVERY,
+        tally: Tally | None = None,
     ):
         self.source, self.asks, self.progress, self.writer, self.tick = source, asks, progress, writer, tick
+        self.sums = tally.sums if tally else {}
         self.processes, self.save_every, self.times = processes, save_every, Times()
         self.rank = processes.process_index if processes else 0
         self.world = processes.num_processes if processes else 1
@@ -120,7 +135,7 @@ class Session:
             for ask in asks
         ]
         self.labels = torch.full((len(source),), -1, dtype=torch.int64)
-        self.pictures = _Pictures(torch.linspace(0, len(source) - 1, min(PICTURES, len(source))).long())
+        self.pictures = _Pictures(torch.tensor(shown(len(source))))
         self.blocks: list[int] = []
         self.extraction = Extraction()
         self._saved_rows: list[dict[str, int]] = [{} for _ in asks]
@@ -170,6 +185,8 @@ class Session:
         self.labels = torch.maximum(self.labels, state["labels"])
         seconds = state[TIMES].tolist()
         self.times = Times(*(mine + theirs for mine, theirs in zip(self.times.tensor().tolist(), seconds)))
+        for key, value in self.sums.items():
+            value += state[f"tally/{key}"]
         for collector in self.collectors:
             prefix = f"{collector.name}/"
             collector.add_state({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
@@ -226,6 +243,7 @@ class Session:
         if self.progress is None:
             return
         state = {BLOCKS: torch.tensor(self.blocks), TIMES: self.times.tensor(), "labels": self.labels}
+        state |= {f"tally/{key}": value for key, value in self.sums.items()}
         kept: dict[str, Tensor] = {}
         for collector, start in zip(self.collectors, self._saved_rows):
             state |= {f"{collector.name}/{key}": value for key, value in collector.state().items()}
@@ -245,6 +263,8 @@ class Session:
     def _finish(self, resumed: int) -> Pass:
         seconds = self.times.tensor()
         add_up(seconds)
+        for value in self.sums.values():
+            add_up(value)
         present = self.labels + 1  # 0 on all processes but one
         add_up(present)
         labels = present - 1 if bool((present > 0).all()) else None

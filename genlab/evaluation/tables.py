@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from genlab.evaluation.metrics import METRICS
+from genlab.evaluation.metrics import KNOWN
 from genlab.evaluation.report import Report, format_score
 
 _ARROW = {"lower": "↓", "higher": "↑", "neither": ""}
@@ -27,7 +27,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     table.add_column("circumstances")
     for score in report.scores:
         interval = f"{format_score(score.interval[0])} – {format_score(score.interval[1])}" if score.interval else ""
-        value = f"{format_score(score.value)} {_ARROW[METRICS[score.metric].better]}"
+        value = f"{format_score(score.value)} {_ARROW[KNOWN[score.metric].better]}"
         table.add_row(score.name, value, interval, _circumstances(score.detail))
     console.print(table)
     for check in report.checks:

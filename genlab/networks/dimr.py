@@ -161,8 +161,7 @@ class DiMRConfig(Settings):
     def _fill_in(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        filled = {"stages": PRESETS[data["preset"]], **data} if data.get("preset") in PRESETS else data
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in filled.items()}
+        return {"stages": PRESETS[data["preset"]], **data} if data.get("preset") in PRESETS else data
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:

@@ -1,8 +1,8 @@
 """Trained tokenizers on disk: a folder that cannot execute.
 
-    config.json              kind "tokenizer", its config, fingerprint, image size, provenance
-    tokenizer.safetensors    weights; the header repeats name and fingerprint
-    README.md                model card
+config.json              kind "tokenizer", its config, fingerprint, image size, provenance
+tokenizer.safetensors    weights; the header repeats name and fingerprint
+README.md                model card
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Trained(Settings):
         return replace(spec, fingerprint=str(description["fingerprint"]))
 
     def build(self, image_size: int) -> TrainableTokenizer:
-        """The frozen tokenizer. Raises CheckpointError if it is not there or damaged; the message says how to make it."""
+        """The frozen tokenizer. Raises CheckpointError, which says how to make it, if it is absent or damaged."""
         try:
             return load_tokenizer(self.path, image_size)
         except CheckpointError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,21 @@ from genlab.core.files import write_text
 
 
 class Log:
-    """Collects the values of steps and writes their means every `every` images. Only the main process writes."""
+    """Collects the values of steps and writes their means every `every` images. Only the main process writes.
 
-    def __init__(self, accelerator: Accelerator, file: Path, total: int, start: int, every: int):
-        self.accelerator, self.file, self.every = accelerator, file, every
+    `figures` gives further values at that moment; it is called on all processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        file: Path,
+        total: int,
+        start: int,
+        every: int,
+        figures: Callable[[], dict[str, float]],
+    ):
+        self.accelerator, self.file, self.every, self.figures = accelerator, file, every, figures
         self.sums: dict[str, float] = {}
         self.steps, self.images, self.since = 0, start, time.perf_counter()  # since the last line
         self.seen = start
@@ -64,7 +76,7 @@ class Log:
     def _flush(self, images: int, rate: float) -> None:
         now = time.perf_counter()
         speed = (images - self.images) / max(now - self.since, 1e-9)
-        means = {name: total / self.steps for name, total in self.sums.items()}
+        means = {name: total / self.steps for name, total in self.sums.items()} | self.figures()
         memory = peak_memory(self.accelerator.device)
         self.write(images, {**means, "lr": rate, "images_per_second": round(speed, 1), "memory_gib": memory})
         loss = next(iter(means.values()), float("nan"))

@@ -113,7 +113,8 @@ class Loop:
     def run(self) -> Outcome:
         """Train to the end or until a signal. The state is saved in both cases."""
         every = self.settings.checkpoint_every or max(self.settings.total // 10, 1)
-        log = Log(self.accelerator, self.log_file, self.settings.total, self.images, self.settings.log_every)
+        figures = self.objective.figures
+        log = Log(self.accelerator, self.log_file, self.settings.total, self.images, self.settings.log_every, figures)
         batches = self.batches(self.images, self.micro)
         saved = self.images
         with StopRequest().listening() as stop:

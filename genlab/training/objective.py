@@ -61,3 +61,7 @@ class Objective(ABC):
 
         None if there is nothing to show. Called on all processes at once, with averaged weights in place.
         """
+
+    def figures(self) -> dict[str, float]:
+        """Further values for the log (codebook usage, ...), gathered since the last call. Called on all processes."""
+        return {}

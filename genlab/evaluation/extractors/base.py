@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.core.errors import DataError
-from genlab.evaluation.extractors.weights import FoundWeights
+from genlab.core.public_weights import FoundWeights
 
 Precision: TypeAlias = Literal["strict", "tf32", "bf16"]
 """strict: IEEE float32, no TF32, no autocast. tf32 and bf16 are quicker and move scores: never compare across them."""
@@ -51,7 +51,7 @@ class Extractor(nn.Module, ABC):
     """Papers report scores on this extractor."""
     resize: str
     """The exact preprocessing, for reports."""
-    banner: ClassVar[str] = ""
+    banner: str = ""
     """What a report must say aloud besides the numbers."""
 
     def __init__(
@@ -126,6 +126,21 @@ class Extractor(nn.Module, ABC):
             "precision": self.precision,
             "comparable_to_published": self.comparable_to_published,
         }
+
+
+class NormalisingExtractor(Extractor):
+    """An extractor that resizes to pixels in [0, 1] and then normalises them: noise can be added in between."""
+
+    @abstractmethod
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> resized, float32 [B, 3, R, R] in [0, 1]."""
+
+    @abstractmethod
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] -> the network's input."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return self.normalise(self.pixels(images))
 
 
 def metric_name(metric: str, extractor: Extractor | str) -> str:

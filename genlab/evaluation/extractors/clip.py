@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.core.public_weights import FoundWeights, WeightsFile
 from genlab.evaluation.extractors.base import Extractor, Precision
-from genlab.evaluation.extractors.weights import FoundWeights, WeightsFile
 from genlab.evaluation.resize import centre_square, pil
 
 _REPOSITORY = "openai/clip-vit-large-patch14-336"

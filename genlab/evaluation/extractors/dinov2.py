@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.core.errors import WeightsUnavailable
-from genlab.evaluation.extractors.base import Extractor, Precision
-from genlab.evaluation.extractors.weights import FoundWeights, WeightsFile
+from genlab.core.public_weights import FoundWeights, WeightsFile
+from genlab.evaluation.extractors.base import NormalisingExtractor, Precision
 from genlab.evaluation.resize import bicubic_antialias, pil
 
 WEIGHTS = WeightsFile(
@@ -42,7 +42,7 @@ _PROTOCOLS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-class DinoV2(Extractor):
+class DinoV2(NormalisingExtractor):
     """uint8 images of any size -> 224 by the protocol's rule, /255, ImageNet mean and std -> class token.
 
     Layer `class_token` [B, 1024], after the final norm. `protocol` is a key of `_PROTOCOLS`; it is part of the name,
@@ -75,15 +75,10 @@ class DinoV2(Extractor):
         return self.protocol + super().name.removeprefix(self.family)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> resized, float32 [B, 3, 224, 224] in [0, 1]."""
         return self._resize(images).float().div_(255.0)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] -> the network's input."""
         return (pixels - self.mean) / self.std
-
-    def prepare(self, images: Tensor) -> Tensor:
-        return self.normalise(self.pixels(images))
 
     def features(self, inputs: Tensor) -> dict[str, Tensor]:
         return {"class_token": self.network(inputs)}

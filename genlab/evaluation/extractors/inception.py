@@ -23,8 +23,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionE_2,
 )
 
+from genlab.core.public_weights import FoundWeights, WeightsFile
 from genlab.evaluation.extractors.base import Extractor, Precision
-from genlab.evaluation.extractors.weights import FoundWeights, WeightsFile
 from genlab.evaluation.frechet import sfid_features
 from genlab.evaluation.resize import tf1_bilinear
 

@@ -8,10 +8,10 @@ import torch
 
 from genlab.convert.golden_images import recipe_weights, write_inception
 from genlab.core.errors import ConfigError, DataError, WeightsUnavailable
+from genlab.core.public_weights import WeightsFile, sha256
 from genlab.evaluation.extractors import load_extractor, metric_name
 from genlab.evaluation.extractors.dinov2 import resize_positions
 from genlab.evaluation.extractors.loading import NAMES
-from genlab.evaluation.extractors.weights import WeightsFile, sha256
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

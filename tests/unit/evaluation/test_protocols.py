@@ -5,15 +5,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from genlab.commands.targets import _published_settings
 from genlab.core.errors import ConfigError
 from genlab.evaluation.expected import check
 from genlab.evaluation.frechet import Gaussian, frechet_distance
-from genlab.evaluation.intervals import frechet_halfwidth, share_interval
+from genlab.evaluation.intervals import auroc_interval, frechet_halfwidth, share_interval
 from genlab.evaluation.metrics import METRICS, Request, parse_requests
 from genlab.evaluation.protocols import ExpectedScore, Protocol
 from genlab.evaluation.published import PROTOCOLS, find_protocol
 from genlab.evaluation.quantise import Rounding
+from genlab.evaluation.repeats import over_seeds
 from genlab.evaluation.scores import Score
+from genlab.processes.diffusion_sampling import DiffusionSampling
+from genlab.processes.flow_sampling import FlowSampling
+from genlab.processes.vp_sampling import VpSampling
 
 
 def test_every_protocol_names_metrics_that_exist_and_agrees_with_its_name():
@@ -36,6 +41,34 @@ def test_rows_of_the_table():
     for paper in ("dit", "sit", "dimr", "var", "flexvar", "enat", "fitv2"):
         assert f"{paper}-imagenet256" in PROTOCOLS and f"{paper}-imagenet512" in PROTOCOLS
     assert {"xar-imagenet256", "mvar-imagenet256", "resgen-imagenet256", "msd-imagenet64"} <= PROTOCOLS.keys()
+
+
+@pytest.mark.parametrize(
+    ("paper", "settings"),
+    [("dit", DiffusionSampling), ("sit", FlowSampling), ("fitv2", FlowSampling), ("dimr", VpSampling)],
+)
+@pytest.mark.parametrize("size", [256, 512])
+def test_published_settings_are_those_of_the_papers_process(paper, settings, size):
+    """Each key and value is one that the process knows; of systems without a process, the values are data."""
+    protocol = find_protocol(f"{paper}-imagenet{size}")
+    assert protocol.sampling.keys() <= settings.model_fields.keys()
+    made = settings.model_validate(protocol.sampling)
+    assert made.model_dump(include=set(protocol.sampling)) == protocol.sampling
+    applied, ignored = _published_settings(settings(), protocol)
+    assert applied == made and not ignored
+
+
+def test_settings_of_another_process_are_left_alone():
+    applied, (note,) = _published_settings(FlowSampling(), find_protocol("dit-imagenet256"))
+    assert applied == FlowSampling() and "its own apply" in note
+    applied, notes = _published_settings(FlowSampling(), find_protocol("var-imagenet256"))
+    assert applied.guidance == 2.5 and len(notes) == 2
+
+
+def test_every_paper_states_its_settings():
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.sampling or "imagenet" not in name or name.startswith(("adm-", "edm-")), name
+    assert find_protocol("enat-imagenet512").sampling["guidance"] == 4.5
 
 
 def test_unknown_names_are_answered_with_the_nearest():
@@ -95,3 +128,26 @@ def test_share_intervals():
     low, high = share_interval(0.5, 100)
     assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
     assert share_interval(1.0, 50)[1] == 1.0 and share_interval(0.0, 50)[0] == 0.0
+
+
+def test_an_interval_over_seeds_covers_its_mean_and_keeps_the_values():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for draw in generator.normal(5.0, 1.0, (400, 3)):
+        (score,) = over_seeds([[Score("fid", "fid", value, (4.0, 6.0))] for value in draw], range(3))
+        covered += score.interval[0] <= 5.0 <= score.interval[1]
+        assert score.value == pytest.approx(draw.mean()) and score.detail["values"] == pytest.approx(draw.tolist())
+    assert 0.92 < covered / 400 < 0.98
+    one = [Score("fid", "fid", 1.0, (0.5, 1.5))]
+    assert over_seeds([one], [0]) == one
+    table = [[Score("a", "class_accuracy", v, None, {}, {0: v})] for v in (0.25, 0.75)]
+    (merged,) = over_seeds([table[0], [*table[1], *one]], [3, 4])
+    assert merged.per_class == {0: 0.5} and merged.interval[0] == 0.0 and merged.interval[1] == 1.0
+    assert merged.detail["seeds"] == [3, 4]
+
+
+def test_the_auroc_interval_covers_repeated_draws():
+    generator = np.random.default_rng(0)
+    values = [(generator.normal(1, 1, (80, 1)) > generator.normal(0, 1, 120)).mean() for _ in range(200)]
+    low, high = auroc_interval(float(np.mean(values)), 80, 120)
+    assert 0.85 < (high - low) / (2 * 1.96 * np.std(values)) < 1.2

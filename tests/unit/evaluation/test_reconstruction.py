@@ -5,7 +5,8 @@ import torch
 
 from genlab.convert.golden_images import recipe_weights
 from genlab.core.errors import DataError, WeightsUnavailable
-from genlab.evaluation.reconstruction import load_lpips, lpips_network, mse, psnr, ssim
+from genlab.evaluation.reconstruction import load_lpips, mse, psnr, ssim
+from genlab.tokenization.losses.lpips_network import lpips_network
 
 RANDOM = torch.Generator().manual_seed(0)
 ORIGINALS = torch.randint(0, 256, (3, 3, 32, 40), dtype=torch.uint8, generator=RANDOM)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from genlab.core.errors import DataError
+from genlab.core.public_weights import FoundWeights
 from genlab.evaluation.asks import Ask
 from genlab.evaluation.blocks import BLOCK
 from genlab.evaluation.extractors import Extractor
-from genlab.evaluation.extractors.weights import FoundWeights
 from genlab.evaluation.frechet import Gaussian, frechet_distance
 from genlab.evaluation.in_training import evaluate_in_training
 from genlab.evaluation.inception_score import inception_score

@@ -1,0 +1,109 @@
+"""What each kind of recipe trains: its objective, scores on the way, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from genlab import pretrained
+from genlab.commands import tokenizers
+from genlab.commands.scoring import scoring_hook
+from genlab.config import RunConfig, TokenizerRunConfig
+from genlab.core.errors import DataError
+from genlab.core.generator import Generator
+from genlab.data.latent_index import check
+from genlab.data.latents import LatentSource
+from genlab.data.loader import Source
+from genlab.data.source import Images
+from genlab.training.generation import GenerationObjective
+from genlab.training.objective import Objective, Role
+from genlab.training.reconstruction import ReconstructionObjective
+
+Scores = Callable[[int], dict[str, float]]
+"""images seen -> scores by name, called on all processes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, built."""
+
+    objective: Objective
+    scores: Callable[[Accelerator], Scores | None]
+    """The periodic scores, once the device is known; None where none are asked for."""
+    scores_every: int | None
+    description_file: str
+    """Where in the run folder the description goes when training starts."""
+    description: dict[str, Any]
+    export: Callable[[Path], Path]
+    """run folder -> the export made of its newest checkpoint."""
+    next: str
+    """What to do with a finished {run}."""
+
+
+def plan_generator(config: RunConfig, source: Source) -> Plan:
+    """A generator over a frozen tokenizer.
+
+    Raises:
+        DataError: a latent cache of another tokenizer.
+    """
+    settings = config.training
+    generator = build_generator(config, source)
+    if isinstance(source, LatentSource):
+        check(source.index, generator.tokenizer.spec)
+    role = Role(
+        generator.network, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup
+    )
+    objective = GenerationObjective(generator, role, settings.label_dropout, settings.preview_count, config.seed)
+
+    def scores(accelerator: Accelerator) -> Scores | None:
+        images = source.build_images() if isinstance(source, LatentSource) and config.evaluation.every else source
+        return scoring_hook(config.evaluation, images, generator, accelerator, config.data.name)
+
+    return Plan(
+        objective,
+        scores,
+        config.evaluation.every,
+        pretrained.DESCRIPTION,
+        pretrained.describe(config, generator.tokenizer, source.num_classes, source.class_names),
+        pretrained.export,
+        "genlab sample {run} | genlab evaluate {run}",
+    )
+
+
+def build_generator(config: RunConfig, source: Images) -> Generator:
+    """Tokenizer, network with initial weights from the config's seed, and process."""
+    tokenizer = config.tokenizer.build(source.image_size)
+    torch.manual_seed(config.seed)
+    network = config.network.build(tokenizer.spec, source.num_classes)
+    network.activation_checkpointing = config.training.activation_checkpointing
+    return Generator(tokenizer, network, config.process.build().over(tokenizer), config.sampling, source.class_names)
+
+
+def plan_tokenizer(config: TokenizerRunConfig, source: Source) -> Plan:
+    """A tokenizer, and the discriminator that judges it if one is asked for.
+
+    Raises:
+        DataError: a latent cache, which holds no images.
+    """
+    if isinstance(source, LatentSource):
+        raise DataError("data: a tokenizer trains on images, not on a latent cache; name the images")
+    torch.manual_seed(config.seed)
+    tokenizer = config.tokenizer.build(source.image_size)
+    examples = tokenizers.examples(config, source, config.training.preview_count)
+    objective = ReconstructionObjective(tokenizer, config.reconstruction, config.training, examples)
+    every = config.training.preview_every or max(config.training.total // 10, 1)
+    return Plan(
+        objective,
+        lambda accelerator: lambda images: objective.scores(),
+        every,
+        tokenizers.DESCRIPTION,
+        tokenizers.describe(config, source),
+        partial(tokenizers.export, source=source),
+        "genlab evaluate {run} --against " + config.data.name + " | genlab cache GENERATOR_CONFIG",
+    )

@@ -1,0 +1,219 @@
+"""The studio as visitors meet it: in a real browser, and through its named endpoints.
+
+GENLAB_SCREENSHOTS=FOLDER writes a picture of each state of the page.
+"""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+from runs_support import genlab
+from studio_server import studio
+
+CHROMIUM = shutil.which("chromium")
+PATIENCE = 60_000  # milliseconds until something that should come counts as missing
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-proxy-server"]
+
+
+@pytest.fixture(scope="module")
+def address(trained):
+    with studio(trained.parent) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=2 * PATIENCE)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def complaints():
+    """Errors in the browser's console."""
+    return []
+
+
+@pytest.fixture
+def page(browser, address, complaints):
+    """The page, filled; at the end its console must be free of errors."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    context.set_default_navigation_timeout(2 * PATIENCE)
+    opened = context.new_page()
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    visit(opened, address)
+    yield opened
+    context.close()
+    assert not complaints
+
+
+def visit(page, address):
+    page.goto(address)
+    expect(button(page, "Generate")).to_be_enabled()
+
+
+def expect(locator):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    return expect(locator)
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def status(page):
+    return page.locator(".status [role=status]")
+
+
+def pictures(page, kind=""):
+    return page.locator(f"#gallery .grid-container img{kind}")
+
+
+def fill(page, label, value):
+    """Type into the visible number field of that label."""
+    field = page.get_by_label(label).locator("visible=true").first
+    field.fill(str(value))
+    field.blur()
+
+
+def order(page, per_class, steps):
+    fill(page, "Images per class", per_class)
+    fill(page, "Steps", steps)
+    button(page, "Generate").click()
+
+
+def screenshot(page, name):
+    if folder := os.environ.get("GENLAB_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+@pytest.mark.browser
+def test_images_are_made_shown_and_taken_away(page, tmp_path):
+    screenshot(page, "generate-ready")
+    expect(page.locator(".card").first).to_contain_text("tiny")
+    order(page, per_class=2, steps=3)
+    expect(status(page)).to_have_text(re.compile(r"^20 images in "))
+    expect(pictures(page, ':not([src^="data:"])')).to_have_count(20)
+    page.wait_for_function("[...document.querySelectorAll('#gallery img')].every(i => i.complete && i.naturalWidth)")
+    expect(page.locator("#command")).to_contain_text("--per-class 2")
+    expect(page.locator("#command")).to_contain_text("steps=3")
+    screenshot(page, "generate-finished")
+    with page.expect_download() as download:
+        page.get_by_text("Download all as ZIP").click()
+    assert download.value.suggested_filename == "tiny-seed0.zip"
+    download.value.save_as(tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        assert archive.testzip() is None and len(archive.namelist()) == 20
+        archive.extract("000019-0009.png", tmp_path)
+    told = json.loads(Image.open(tmp_path / "000019-0009.png").text["genlab"])
+    assert (told["run"], told["index"], told["label"], told["sampling"]["steps"]) == ("tiny", 19, 9, 3)
+
+
+@pytest.mark.browser
+def test_images_show_while_they_form_and_stop_stops(page):
+    order(page, per_class=25, steps=1000)  # minutes, if nobody stopped it
+    forming = pictures(page, '[src^="data:"]')
+    expect(forming.first).to_be_visible()
+    expect(status(page)).to_contain_text("images finished")
+    early = forming.first.get_attribute("src")
+    expect(forming.first).not_to_have_attribute("src", early)
+    expect(button(page, "Generate")).to_be_disabled()
+    screenshot(page, "generate-forming")
+    button(page, "Stop").click()
+    expect(status(page)).to_have_text("Stopped")
+    expect(button(page, "Stop")).to_be_disabled()
+    order(page, per_class=1, steps=2)  # would wait for minutes if the work had gone on
+    expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+
+
+@pytest.mark.browser
+def test_a_reload_frees_the_device_and_starts_afresh(page, address, complaints):
+    order(page, per_class=25, steps=1000)
+    expect(pictures(page, '[src^="data:"]').first).to_be_visible()
+    visit(page, address)
+    expect(status(page)).to_have_text("Ready")
+    complaints.clear()  # Gradio's: the page that was left had a stream open
+    order(page, per_class=1, steps=2)
+    expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+
+
+@pytest.mark.browser
+def test_a_refusal_is_shown_and_does_no_harm(page):
+    order(page, per_class=200, steps=2)
+    expect(page.get_by_text("ask for 256 images at most").first).to_be_visible()
+    order(page, per_class=1, steps=2)
+    expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+
+
+@pytest.fixture(scope="module")
+def client(address, tmp_path_factory):
+    found = Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+    yield found
+    found.close()
+
+
+def test_programs_get_the_images_that_the_command_makes(client, trained, tmp_path):
+    (run,) = client.predict(api_name="/runs")
+    assert (run["name"], run["num_classes"], run["image_size"], run["images"]) == ("tiny", 10, 8, 640)
+    wanted = {"classes": [3, "7"], "per_class": 2, "seed": 5, "settings": {"steps": 3}}
+    made = client.predict(run["id"], **wanted, api_name="/generate")
+    words = ("--classes", "3,7", "--per-class", "2", "--seed", "5", "--steps", "3", "--out", tmp_path / "out")
+    assert genlab("sample", trained, *words) == 0
+    files = sorted((tmp_path / "out").glob("[0-9]*-*.png"))
+    assert len(files) == 4 and made["labels"] == [int(file.stem[-4:]) for file in files]
+    for image, file in zip(made["images"], files):
+        assert np.array_equal(np.asarray(Image.open(local(image))), np.asarray(Image.open(file)))
+    assert zipfile.ZipFile(local(made["archive"])).namelist() == [file.name for file in files]
+    assert "--classes 3,7" in made["command"]
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"run": "../../etc"}, "no such run"),
+        ({"classes": ["seven"]}, "unknown"),
+        ({"classes": []}, "at least one class"),
+        ({"per_class": 1000}, "images per class"),
+        ({"seed": -1}, "seed"),
+        ({"settings": {"stepz": 3}}, "stepz"),
+        ({"settings": {"steps": 10**9}}, "steps"),
+    ],
+)
+def test_programs_are_refused_in_plain_words(change, complaint, client):
+    run = client.predict(api_name="/runs")[0]["id"]
+    wanted = {"run": run, "classes": [3], "per_class": 1, "seed": 0, "settings": {}}
+    with pytest.raises(AppError, match=complaint):
+        client.predict(**wanted | change, api_name="/generate")
+
+
+def test_a_program_stops_its_own_work(client):
+    run = client.predict(api_name="/runs")[0]["id"]
+    job = client.submit(run, classes=list(range(10)), per_class=25, settings={"steps": 1000}, api_name="/generate")
+    stopped = 0
+    while not stopped and not job.done():  # until it has come to the front of the queue
+        stopped = client.predict(api_name="/cancel")
+    assert stopped == 1
+    with pytest.raises(AppError, match="stopped"):
+        job.result(timeout=PATIENCE / 1000)
+
+
+def local(file):
+    """The downloaded path of a file that an endpoint gave."""
+    return file["path"] if isinstance(file, dict) else file
