@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -120,9 +120,9 @@ def evaluate(
     ] = False,
     trust: Annotated[bool, typer.Option(help="Allow descriptions that name Python classes outside genlab.")] = False,
 ) -> None:
-    """Score a generator or images: FID and the rest, with a report."""
+    """Score a generator, a tokenizer or images: FID and the rest, with a report."""
     from genlab.commands.evaluate import Options
-    from genlab.commands.evaluate import evaluate as command
+    from genlab.commands.evaluate_tokenizer import evaluate_any as command
 
     named = {"sampler": sampler, "steps": steps, "guidance": guidance}
     changes = tuple(f"{key}={value}" for key, value in named.items() if value is not None) + tuple(overrides or [])
@@ -188,6 +188,44 @@ def cache(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A published file or diffusers folder, or owner/name[:file] on the hub.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: tokenizer.path=DIR.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The export's folder.")] = Path("converted"),
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="dit, sit, repa, lightningdit, dimr, fit, arflow, tokenizer or diffusers. Default: as it looks.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Gives process, sampling and tokenizer. Default: the published ImageNet recipe.")
+    ] = None,
+    weights: Annotated[Literal["ema", "raw"], typer.Option(help="Which, where the file has both.")] = "ema",
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, for sizes that are not published.")] = None,
+    classes: Annotated[int | None, typer.Option(min=0, help="Refuse a generator of another number of classes.")] = None,
+    statistics: Annotated[
+        str | None, typer.Option(help="A file with mean and std of a tokenizer's latents, as VA-VAE has.")
+    ] = None,
+    to_diffusers: Annotated[
+        bool, typer.Option("--to-diffusers", help="The other way: an export of genlab's as a folder of diffusers.")
+    ] = False,
+) -> None:
+    """Turn published weights into an export that every command takes."""
+    from genlab.commands import convert as command
+
+    if to_diffusers:
+        return command.to_diffusers(checkpoint, out)
+    options = command.Options(origin, recipe, weights, heads, classes, statistics, overrides or [])
+    return command.convert(checkpoint, out, options)
+
+
+@app.command()
 def compare(
     reports: Annotated[list[Path], typer.Argument(help="Reports, their folders, or run folders.")],
     out: Annotated[Path, typer.Option(help="Folder for comparison.html.")] = Path("comparison"),
@@ -209,7 +247,7 @@ def verify(files: Annotated[list[Path], typer.Argument(help="Golden files, or fo
 @app.command()
 def export(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/export from the newest checkpoint: averaged weights, description, model card."""
-    from genlab.pretrained import export as command
+    from genlab.commands.export import export as command
 
     print(command(run))
 

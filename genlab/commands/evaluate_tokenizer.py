@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from genlab.commands.evaluate import Options, progress_bar
+from genlab.commands.devices import process_state
+from genlab.commands.evaluate import Options, evaluate, progress_bar
 from genlab.commands.held_against import data_named
+from genlab.commands.targets import held_out_data
 from genlab.core.contracts import Tokenizer
 from genlab.core.errors import GenlabError, WeightsUnavailable
 from genlab.evaluation.building import build_references
@@ -32,8 +34,18 @@ from genlab.evaluation.tokenizer_scores import (
     differences,
     score_tokenizer,
 )
+from genlab.tokenization.storage import holds_tokenizer, load_tokenizer
 
 DEFAULT_PROTOCOL = "tokenizer"
+
+
+def evaluate_any(target: str, options: Options) -> int:
+    """`genlab evaluate`: score a tokenizer where `target` is one, or else images, a generator's or others."""
+    if not holds_tokenizer(target):
+        return evaluate(target, options)
+    state = process_state()
+    tokenizer = load_tokenizer(target, options.size).to(state.device)
+    return evaluate_tokenizer(target, tokenizer, options, state)
 
 
 def evaluate_tokenizer(target: str, tokenizer: Tokenizer, options: Options, state: PartialState) -> int:
@@ -41,17 +53,19 @@ def evaluate_tokenizer(target: str, tokenizer: Tokenizer, options: Options, stat
 
     Args:
         tokenizer: on `state.device`.
-        options: `against`, `samples`, `extractor`, `weights`, `protocol`, `seed`, `batch`, `size`, `out`,
-            `save_every` count; the others are of generators.
+        options: `against` (default: what the run holds out), `samples`, `extractor`, `weights`, `protocol`, `seed`,
+            `batch`, `size`, `out` and `save_every` count; the others are of generators.
 
     Raises:
         GenlabError: anything the user can mend. What was computed before is kept and continued by the same command.
     """
-    if options.against is None:
-        raise GenlabError("say what to reconstruct: --against DATA (a data set's name, a folder, .yaml or .npz)")
     protocol = find_protocol(options.protocol or DEFAULT_PROTOCOL)
     protocol = protocol.model_copy(update={"extractor": options.extractor or protocol.extractor, "metrics": ("rfid",)})
-    source: ScoredImages = data_named(options.against, options.size or tokenizer.spec.image_size)
+    size = options.size or tokenizer.spec.image_size
+    own = held_out_data(target, size) if options.against is None else None
+    if options.against is None and own is None:
+        raise GenlabError("say what to reconstruct: --against DATA (a data set's name, a folder, .yaml or .npz)")
+    source: ScoredImages = own or data_named(str(options.against), size)
     if options.samples is not None and options.samples != len(source):
         source = Subset(source, options.samples, options.seed)
     extractor = load_extractor(protocol.extractor, options.weights, state.device)

@@ -220,6 +220,22 @@ def training_data(run: str, size: int) -> DataImages | None:
     return data_from({**tree, "size": size}, str(file))
 
 
+def held_out_data(run: str, size: int) -> DataImages | None:
+    """The images that a run's data keep for tests, at side `size`; all of them where none are held out.
+
+    None where the folder does not say, or its data are a stream.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        return None
+    config = configs.load_run(file, [f"data.size={size}"]).data
+    try:
+        images = config.build("test")
+    except DataError:  # nothing is held out
+        images = config.build()
+    return DataImages(images, config.name) if isinstance(images, ImageSource) else None
+
+
 def weights_checksum(generator: Generator) -> str:
     """16 digits of a SHA-256 over all weights, network and tokenizer."""
     hasher = hashlib.sha256()

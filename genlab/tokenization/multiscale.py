@@ -35,7 +35,7 @@ from samplers.noise import SampleRng
 
 
 def _as_schedules(value: Any) -> Any:
-    return [value] if isinstance(value, list | tuple) and value and isinstance(value[0], int) else value
+    return (value,) if isinstance(value, list | tuple) and value and isinstance(value[0], int) else value
 
 
 Schedules = Annotated[tuple[tuple[PositiveInt, ...], ...], BeforeValidator(_as_schedules), Field(min_length=1)]

@@ -83,6 +83,17 @@ def find_folder(path: str | Path) -> Path:
     return download(str(path))
 
 
+def holds_tokenizer(path: str | Path) -> bool:
+    """Whether a local folder is a tokenizer's run, export or converted folder."""
+    for file in (Path(path) / "export" / CONFIG, Path(path) / CONFIG):
+        if file.is_file():
+            try:
+                return read_description(file.parent)["kind"] == "tokenizer"
+            except CheckpointError:
+                return False
+    return (Path(path) / "tokenizer.json").is_file()
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """What `config.json` says. Raises CheckpointError if it is damaged or describes no tokenizer."""
     file = folder / CONFIG

@@ -186,18 +186,22 @@ class _UsagePerPart(nn.Module):
         depth = spec.depth or 1
         self.names = [f"scale {side}" for side in spec.scales or ()] or [f"depth {i}" for i in range(1, depth + 1)]
         self.parts = nn.ModuleList([Usage(spec.vocab, depth) for _ in self.lengths or [0]])
+        self.whole = Usage(spec.vocab)  # over all scales, which share one codebook
 
     def count(self, codes: Tensor) -> None:
         whole = codes.shape[-1] != sum(self.lengths)  # a flexible tokenizer on scales of the moment
         for part, chunk in zip(self._usages(), [codes] if whole else codes.split(self.lengths, dim=-1)):
             part.count(chunk)
+        if self.lengths:
+            self.whole.count(codes)
 
     def _usages(self) -> list[Usage]:
         return cast(list[Usage], list(self.parts))
 
     def read(self) -> dict[str, float]:
         reports = [report for part in self._usages() for report in part.read()]
-        figures = {"usage": sum(report.share for report in reports) / len(reports)}
+        own = sum(report.share for report in reports) / len(reports)
+        figures = {"usage": self.whole.read()[0].share if self.lengths else own}
         for name, report in zip(self.names, reports):
             label = f" {name}" if len(reports) > 1 else ""
             figures |= {f"perplexity{label}": report.perplexity, f"dead{label}": float(report.dead)}

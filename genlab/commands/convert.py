@@ -1,0 +1,355 @@
+"""`genlab convert`: published weights become an export that every command takes, and exports diffusers' folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from genlab import config as configs
+from genlab import pretrained
+from genlab.config import RunConfig
+from genlab.convert import autoencoders, dit
+from genlab.convert.checkpoint_files import find_state, read_checkpoint
+from genlab.convert.fetch import fetch
+from genlab.convert.generators import FAMILIES, Family, Found, recognise
+from genlab.core.contracts import LatentSpec, Tokenizer, TrainableTokenizer
+from genlab.core.errors import CheckpointError, ConfigError
+from genlab.core.files import whole_folder, write_text
+from genlab.model_card import model_card
+from genlab.networks.dit import DiT
+from genlab.tokenization import storage
+from genlab.tokenization.kl import KL
+
+ORIGINS: tuple[str, ...] = (*FAMILIES, "tokenizer", "diffusers")
+_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit", "lightningdit": "mit", "repa": "mit"}
+"""Of the published weights, as far as they state one."""
+_TOKENIZERS = {
+    "tokenizers/sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
+    "tokenizers/vavae-f16d32": "hustvl/vavae-imagenet256-f16d32-dinov2:vavae-imagenet256-f16d32-dinov2.pt",
+}
+"""Where the tokenizers of the ImageNet recipes are published."""
+_STATISTICS = "latents_stats.pt"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options; see its help."""
+
+    origin: str | None = None
+    recipe: Path | None = None
+    weights: Literal["ema", "raw"] = "ema"
+    heads: int | None = None
+    classes: int | None = None
+    statistics: str | None = None
+    overrides: Sequence[str] = ()
+
+
+def convert(checkpoint: str, out: Path, options: Options) -> None:
+    """Write a generator's or a tokenizer's export to `out`, and say what it is.
+
+    Raises:
+        CheckpointError: not there, damaged, unknown, or of another kind than the options say.
+        ConfigError: a recipe that does not fit.
+    """
+    if options.origin is not None and options.origin not in ORIGINS:
+        raise ConfigError(f"--from: got {options.origin!r} (allowed: {', '.join(ORIGINS)})")
+    source = fetch(checkpoint)
+    kind = _diffusers_class(source)
+    if kind is not None and kind.startswith("DiT"):
+        found, which = _diffusers_network(source), "unnamed"
+    elif kind is not None or options.origin == "tokenizer":
+        return _tokenizer(source, out, options)
+    else:
+        content = read_checkpoint(source)
+        if options.origin is None and _is_tokenizer(find_state(content, str(source))):
+            return _tokenizer(source, out, options)
+        state, which = dit.select(content, str(source), options.weights)
+        found = recognise(state, str(source), options.heads)
+    family = _family(found, "dit" if kind else options.origin, str(source))
+    _generator(source, out, found, family, which, options)
+    return None
+
+
+def to_diffusers(source: str, out: Path) -> None:
+    """Write a generator with a plain DiT as diffusers' DiTPipeline, or a KL tokenizer as its AutoencoderKL.
+
+    A generator whose tokenizer diffusers does not have gives the transformer alone.
+
+    Raises:
+        CheckpointError: diffusers has no such network.
+    """
+    if (folder := _tokenizer_folder(source)) is not None:
+        tokenizer = storage.load_tokenizer(folder)
+        with whole_folder(out) as temporary:
+            _save_autoencoder(tokenizer, temporary)
+        print(f"AutoencoderKL -> {out}")
+        return
+    generator = pretrained.from_pretrained(source)
+    if not isinstance(generator.network, DiT):
+        kind = type(generator.network).__name__
+        raise CheckpointError(f"{source}: a {kind}; diffusers has DiT and AutoencoderKL of what genlab has")
+    parts = {"transformer": "DiTTransformer2DModel", "scheduler": "DDIMScheduler", "vae": "AutoencoderKL"}
+    with whole_folder(out) as temporary:
+        dit.save_diffusers(generator.network, temporary / "transformer")
+        if isinstance(generator.tokenizer, TrainableTokenizer):
+            (temporary / "vae").mkdir()
+            _save_autoencoder(generator.tokenizer, temporary / "vae")
+            write_text(temporary / "scheduler" / "scheduler_config.json", json.dumps(_SCHEDULER, indent=1))
+            index: dict[str, Any] = {"_class_name": "DiTPipeline"}
+            index |= {"id2label": {str(number): name for number, name in enumerate(generator.class_names)}}
+            index |= {part: ["diffusers", name] for part, name in parts.items()}
+            write_text(temporary / "model_index.json", json.dumps(index, indent=1))
+    print(f"diffusers' DiT -> {out}; its outputs differ from genlab's, see docs/published-weights.md")
+
+
+_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+
+
+def _save_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
+    config = getattr(tokenizer, "config", None)
+    if not isinstance(config, KL):
+        raise CheckpointError(f"diffusers' pipelines have KL tokenizers: got {type(tokenizer).__name__}")
+    autoencoders.save_diffusers(config, tokenizer.state_dict(), folder)
+
+
+def _tokenizer_folder(source: str) -> Path | None:
+    try:
+        folder = storage.find_folder(source)
+        storage.read_description(folder)
+    except CheckpointError:
+        return None
+    return folder
+
+
+def _is_tokenizer(state: Mapping[str, Tensor]) -> bool:
+    return any("decoder.conv_in." in key for key in state)
+
+
+def _diffusers_class(source: Path) -> str | None:
+    """What a diffusers folder says that it holds; None for files.
+
+    Raises:
+        CheckpointError: a folder without a description.
+    """
+    if source.is_file():
+        return None
+    for name in ("model_index.json", "config.json", "transformer/config.json", "vae/config.json"):
+        try:
+            return str(json.loads((source / name).read_text(encoding="utf-8"))["_class_name"])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{source / name}: describes no diffusers model ({error})") from error
+    raise CheckpointError(f"{source}: a folder, but not diffusers'; give the file of weights in it")
+
+
+def _diffusers_network(source: Path) -> Found:
+    loaded = dit.load_diffusers(source)
+    network = loaded.network
+    heads = dit.diffusers_config(network)["num_attention_heads"]
+    return recognise(network.state_dict(), str(source), heads)
+
+
+def _family(found: Found, wanted: str | None, where: str) -> Family:
+    """The one family that a network is of. Raises CheckpointError if it is not the wanted one, or cannot be told."""
+    shown = found.preset or found.section["name"]
+    if wanted in found.families:
+        return next(family for family in found.families if family == wanted)
+    if wanted is not None:
+        raise CheckpointError(f"{where}: by its weights a {shown}, of {' or '.join(found.families)}; not {wanted}")
+    if len(found.families) > 1:
+        raise CheckpointError(
+            f"{where}: a {shown}, but {' and '.join(found.families)} have the same tensors and mean other times by "
+            f"them: add {' or '.join(f'--from {family}' for family in found.families)}"
+        )
+    return found.families[0]
+
+
+def _generator(source: Path, out: Path, found: Found, family: Family, which: str, options: Options) -> None:
+    if options.classes is not None and options.classes != found.num_classes:
+        raise CheckpointError(f"{source}: is for {found.num_classes} classes (and none), not {options.classes}")
+    with whole_folder(out) as folder:
+        own = source / "vae" if (source / "vae" / "config.json").is_file() else None
+        config, spec = _config(found, family, own, folder, options)
+        tokenizer = config.tokenizer.build(spec.image_size)
+        network = found.network(spec.grid)
+        description = pretrained.describe(config, tokenizer, found.num_classes, _class_names(found.num_classes))
+        origin = {"source": source.name, "family": family, "preset": found.preset or "none", "weights": which}
+        description |= {"ema": None, "data": "unknown", **origin}
+        _bundle(description["tokenizer"], folder)
+        keys = ("name", "data", "image_size", "num_classes", "ema", "license", *origin)
+        header = {key: str(description[key]) for key in keys}
+        header |= {"format": "pt", "architecture": description["network"]["name"]}
+        header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
+        save_file(
+            {name: value.contiguous() for name, value in network.state_dict().items()},
+            folder / "network.safetensors",
+            header,
+        )
+        write_text(folder / "config.json", json.dumps(description, indent=1))
+        write_text(folder / "README.md", model_card(description, header))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(
+        f"{found.preset or f'{family} of no published size'}: {count / 1e6:.1f} M parameters, {_WHICH[which]}, "
+        f"{found.num_classes} classes, {spec.image_size} px -> {out}"
+    )
+
+
+_WHICH = {"ema": "averaged weights (EMA)", "raw": "raw weights", "unnamed": "the only weights in the file"}
+
+
+def _config(
+    found: Found, family: Family, own: Path | None, folder: Path, options: Options
+) -> tuple[RunConfig, LatentSpec]:
+    """The recipe with the network that was found, and what its tokenizer makes of the images.
+
+    Args:
+        own: a diffusers VAE that came with the network; it is converted into `folder`.
+    """
+    file = options.recipe or _recipe(found, family)
+    tree = configs.read(file, options.overrides)
+    given = tree.get("network") or {}
+    sized = {key: value for key, value in given.items() if key != "preset"} if isinstance(given, dict) else {}
+    same = sized.get("name") == found.section["name"]
+    tree["network"] = {**(sized if same else {}), **found.section}
+    tree |= {"name": out_name(found, family), "license": _LICENSES.get(family, "unspecified")}
+    if own is not None:
+        _save_tokenizer(own, folder / "tokenizer", 256, None)
+        tree["tokenizer"] = {"name": "trained", "path": str(folder / "tokenizer")}
+    _check_tokenizer(tree.get("tokenizer"))
+    config = configs.validate(tree, str(file))
+    spec = config.tokenizer.latent_spec(config.data.size)
+    if spec.channels != found.channels:
+        raise CheckpointError(
+            f"the network is for latents of {found.channels} channels, tokenizer {config.tokenizer.name} of {file} "
+            f"makes {spec.channels}: give another --recipe or tokenizer"
+        )
+    if spec.grid != found.grid and found.section["name"] != "fit":  # rotary positions alone go beyond the trained grid
+        size = config.data.size * found.grid[0] // spec.grid[0]
+        if options.recipe is not None or any(override.startswith("data.size=") for override in options.overrides):
+            raise CheckpointError(
+                f"the network's position table is for latents of {found.grid[0]} x {found.grid[1]}, images of "
+                f"{config.data.size} px have {spec.grid[0]} x {spec.grid[1]}: set data.size={size}"
+            )
+        config = config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+        spec = config.tokenizer.latent_spec(size)
+    learned = getattr(config.process, "variance", None) == "learned_range"
+    if learned and not found.section.get("learn_sigma"):
+        raise CheckpointError(
+            "the network predicts no variances, but the recipe's process reads them: add process.variance=fixed_small"
+        )
+    return config, spec
+
+
+def out_name(found: Found, family: Family) -> str:
+    """A name for the model: its preset, in the letters that names may have."""
+    return (found.preset or family).replace("/", "-")
+
+
+def _recipe(found: Found, family: Family) -> Path:
+    """The ImageNet recipe whose process, sampling and tokenizer the published weights go with.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    large = "imagenet512" if found.grid[0] > 32 else "imagenet256"
+    stages = len(found.section.get("stages", ()))
+    names = {
+        "dit": f"{large}/dit_xl_2",
+        "sit": f"{large}/sit_xl_2",
+        "repa": f"{large}/sit_xl_2",
+        "lightningdit": "imagenet256/lightningdit_xl_1",
+        "arflow": "imagenet256/arflow_xl_2",
+        "fit": "imagenet256/dit_xl_2" if found.section.get("learn_sigma") else "imagenet256/fitv2_xl_2",
+        "dimr": {2: "imagenet256/dimr_xl_2r", 3: "imagenet512/dimr_xl_3r"}.get(stages, ""),
+    }
+    for root in (Path(), Path(__file__).parents[2]):
+        if names[family] and (file := root / "configs" / f"{names[family]}.yaml").is_file():
+            return file
+    raise ConfigError(f"no recipe for these {family} weights is at hand (configs/): give one with --recipe")
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raises CheckpointError if a recipe's trained tokenizer is not there yet."""
+    path = tokenizer.get("path") if isinstance(tokenizer, dict) and tokenizer.get("name") == "trained" else None
+    if path is None or Path(path).exists() or (path not in _TOKENIZERS and not tokenizer.get("recipe")):
+        return
+    published = _TOKENIZERS.get(path, "its published file")
+    raise CheckpointError(
+        f"the generator's tokenizer {path} is not there: make it with\n"
+        f"  genlab convert {published} -o {path}\nor name another one: tokenizer.path=FOLDER"
+    )
+
+
+def _bundle(tokenizer: dict[str, Any], folder: Path) -> None:
+    """Put a trained tokenizer that lies on this disk into the export, as `pretrained.export` does."""
+    if tokenizer["name"] == "trained" and Path(tokenizer["path"]).exists():
+        if not (folder / "tokenizer").exists():
+            shutil.copytree(storage.find_folder(tokenizer["path"]), folder / "tokenizer")
+        tokenizer |= {"path": "tokenizer", "recipe": None}
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    """ImageNet's names for 1000 classes, in the order of its folders; else numbers."""
+    if count != 1000:
+        return tuple(map(str, range(count)))
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return tuple(_IMAGENET_CATEGORIES)
+
+
+def _tokenizer(source: Path, out: Path, options: Options) -> None:
+    size = 256
+    for override in options.overrides:
+        key, _, value = override.partition("=")
+        if key != "data.size" or not value.isdigit():
+            raise ConfigError(f"{override!r}: of a tokenizer, data.size=SIDE is all that can be set")
+        size = int(value)
+    config = _save_tokenizer(source, out, size, options.statistics)
+    print(f"tokenizer {config.name}, {size} px -> {out}")
+
+
+def _save_tokenizer(source: Path, out: Path, size: int, statistics: str | None) -> Any:
+    """Convert a published tokenizer into `out`; its config."""
+    config, state = autoencoders.load_tokenizer(source)
+    beside = source.parent / _STATISTICS
+    if statistics is not None or (isinstance(config, KL) and source.is_file() and beside.is_file()):
+        config = _standardised(config, fetch(statistics) if statistics else beside)
+    tokenizer = config.build(size)
+    tokenizer.load_state_dict(dict(state))
+    facts = {
+        "name": source.stem,
+        "image_size": size,
+        "data": "unknown",
+        "license": "unspecified",
+        "source": source.name,
+    }
+    storage.save_tokenizer(out, config, tokenizer, facts)
+    return config
+
+
+def _standardised(config: Any, file: Path) -> Any:
+    """A KL config with the mean and deviation of each channel in `file`, as VA-VAE publishes them."""
+    content = read_checkpoint(file)
+    values: dict[str, tuple[float, ...]] = {}
+    for key in ("mean", "std"):
+        found = content.get(key) if isinstance(content, Mapping) else None
+        if not isinstance(found, Tensor) or not isinstance(config, KL) or found.numel() not in (1, config.channels):
+            raise CheckpointError(f"{file}: no mean and std of the latents of a KL tokenizer")
+        values[key] = tuple(found.flatten().double().tolist())
+    return config.model_copy(update=values)
