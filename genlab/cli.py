@@ -217,10 +217,12 @@ def convert(
     ] = False,
 ) -> None:
     """Turn published weights into an export that every command takes."""
+    if to_diffusers:
+        from genlab.commands.convert_to_diffusers import to_diffusers as back
+
+        return back(checkpoint, out)
     from genlab.commands import convert as command
 
-    if to_diffusers:
-        return command.to_diffusers(checkpoint, out)
     options = command.Options(origin, recipe, weights, heads, classes, statistics, overrides or [])
     return command.convert(checkpoint, out, options)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from genlab.core.contracts import OnStep, SamplingSettings, to_uint8
 from genlab.core.errors import GenlabError, NonFinite
 from genlab.core.generator import Generator
+from genlab.nn.packed import packed
 from samplers.noise import spawn
 
 
@@ -43,19 +44,19 @@ def sample_images(
         NonFinite: samples are NaN or infinite; those finished before have been yielded.
     """
     todo = list(index)
-    while todo:
-        part = todo[:batch]
-        try:
-            yield Sampled(
-                part, _one_batch(generator, [labels[i] for i in part], seed, part, settings, on_step, quantise)
-            )
-        except torch.OutOfMemoryError as error:
-            if len(part) == 1:
-                raise GenlabError("one image does not fit in the device's memory; use a smaller model") from error
-            batch = len(part) // 2
-            torch.cuda.empty_cache()
-            continue
-        todo = todo[len(part) :]
+    with packed(generator.network):
+        while todo:
+            part = todo[:batch]
+            try:
+                images = _one_batch(generator, [labels[i] for i in part], seed, part, settings, on_step, quantise)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise GenlabError("one image does not fit in the device's memory; use a smaller model") from error
+                batch = len(part) // 2
+                torch.cuda.empty_cache()
+                continue
+            yield Sampled(part, images)
+            todo = todo[len(part) :]
 
 
 def _one_batch(

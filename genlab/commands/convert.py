@@ -1,4 +1,4 @@
-"""`genlab convert`: published weights become an export that every command takes, and exports diffusers' folders."""
+"""`genlab convert`: published weights become an export that every other command takes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from genlab.convert import autoencoders, dit
 from genlab.convert.checkpoint_files import find_state, read_checkpoint
 from genlab.convert.fetch import fetch
 from genlab.convert.generators import FAMILIES, Family, Found, recognise
-from genlab.core.contracts import LatentSpec, Tokenizer, TrainableTokenizer
+from genlab.core.contracts import LatentSpec
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.core.files import whole_folder, write_text
 from genlab.model_card import model_card
-from genlab.networks.dit import DiT
 from genlab.tokenization import storage
 from genlab.tokenization.kl import KL
 
@@ -60,6 +59,7 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
     """
     if options.origin is not None and options.origin not in ORIGINS:
         raise ConfigError(f"--from: got {options.origin!r} (allowed: {', '.join(ORIGINS)})")
+    check_free(out)
     source = fetch(checkpoint)
     kind = _diffusers_class(source)
     if kind is not None and kind.startswith("DiT"):
@@ -77,63 +77,10 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
     return None
 
 
-def to_diffusers(source: str, out: Path) -> None:
-    """Write a generator with a plain DiT as diffusers' DiTPipeline, or a KL tokenizer as its AutoencoderKL.
-
-    A generator whose tokenizer diffusers does not have gives the transformer alone.
-
-    Raises:
-        CheckpointError: diffusers has no such network.
-    """
-    if (folder := _tokenizer_folder(source)) is not None:
-        tokenizer = storage.load_tokenizer(folder)
-        with whole_folder(out) as temporary:
-            _save_autoencoder(tokenizer, temporary)
-        print(f"AutoencoderKL -> {out}")
-        return
-    generator = pretrained.from_pretrained(source)
-    if not isinstance(generator.network, DiT):
-        kind = type(generator.network).__name__
-        raise CheckpointError(f"{source}: a {kind}; diffusers has DiT and AutoencoderKL of what genlab has")
-    parts = {"transformer": "DiTTransformer2DModel", "scheduler": "DDIMScheduler", "vae": "AutoencoderKL"}
-    with whole_folder(out) as temporary:
-        dit.save_diffusers(generator.network, temporary / "transformer")
-        if isinstance(generator.tokenizer, TrainableTokenizer):
-            (temporary / "vae").mkdir()
-            _save_autoencoder(generator.tokenizer, temporary / "vae")
-            write_text(temporary / "scheduler" / "scheduler_config.json", json.dumps(_SCHEDULER, indent=1))
-            index: dict[str, Any] = {"_class_name": "DiTPipeline"}
-            index |= {"id2label": {str(number): name for number, name in enumerate(generator.class_names)}}
-            index |= {part: ["diffusers", name] for part, name in parts.items()}
-            write_text(temporary / "model_index.json", json.dumps(index, indent=1))
-    print(f"diffusers' DiT -> {out}; its outputs differ from genlab's, see docs/published-weights.md")
-
-
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "prediction_type": "epsilon",
-}
-
-
-def _save_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
-    config = getattr(tokenizer, "config", None)
-    if not isinstance(config, KL):
-        raise CheckpointError(f"diffusers' pipelines have KL tokenizers: got {type(tokenizer).__name__}")
-    autoencoders.save_diffusers(config, tokenizer.state_dict(), folder)
-
-
-def _tokenizer_folder(source: str) -> Path | None:
-    try:
-        folder = storage.find_folder(source)
-        storage.read_description(folder)
-    except CheckpointError:
-        return None
-    return folder
+def check_free(out: Path) -> None:
+    """Raises ConfigError for a folder that holds something else than an export, which would be replaced."""
+    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is there already and no export; name a new folder with -o")
 
 
 def _is_tokenizer(state: Mapping[str, Tensor]) -> bool:
@@ -227,7 +174,9 @@ def _config(
     sized = {key: value for key, value in given.items() if key != "preset"} if isinstance(given, dict) else {}
     same = sized.get("name") == found.section["name"]
     tree["network"] = {**(sized if same else {}), **found.section}
-    tree |= {"name": out_name(found, family), "license": _LICENSES.get(family, "unspecified")}
+    tree["name"] = (found.preset or family).replace("/", "-")
+    if options.recipe is None:
+        tree["license"] = _LICENSES.get(family, "unspecified")
     if own is not None:
         _save_tokenizer(own, folder / "tokenizer", 256, None)
         tree["tokenizer"] = {"name": "trained", "path": str(folder / "tokenizer")}
@@ -254,11 +203,6 @@ def _config(
             "the network predicts no variances, but the recipe's process reads them: add process.variance=fixed_small"
         )
     return config, spec
-
-
-def out_name(found: Found, family: Family) -> str:
-    """A name for the model: its preset, in the letters that names may have."""
-    return (found.preset or family).replace("/", "-")
 
 
 def _recipe(found: Found, family: Family) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genlab.core.errors import CheckpointError
+from genlab.core.weights import fill_all
 from genlab.networks.arflow import PRESETS, ARFlow
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "g_proj", "gt_proj")  # the row blocks of in_proj
@@ -92,10 +93,7 @@ def load(network: ARFlow, state: Mapping[str, Tensor]) -> ARFlow:
             state[key] = _used_rows(state[key], network.final_layer.linear.out_features, network.patch)
     except KeyError as error:
         raise CheckpointError(f"the checkpoint does not fit the network: the key {error} is missing") from error
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+    fill_all(network.state_dict(), state, "the checkpoint does not fit the network")
     return network
 
 

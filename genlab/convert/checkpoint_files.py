@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         CheckpointError: absent, truncated or no checkpoint.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not is_zipfile(path):  # some published ones are torch.save's archives
         return read_tensors(path)
     try:
         try:

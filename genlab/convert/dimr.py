@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genlab.core.errors import CheckpointError
+from genlab.core.weights import fill_all
 from genlab.networks.dimr import PRESETS, DiMR
 
 _NAMES = (  # genlab's and the official names of layers
@@ -110,10 +111,7 @@ def load(network: DiMR, state: Mapping[str, Tensor]) -> DiMR:
             f"{len(foreign)} are not known {foreign[:3]}"
         )
     ours = {name: torch.cat([state[official] for official, _ in rows]) for name, rows in parts.items()}
-    try:
-        network.load_state_dict(ours, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+    fill_all(network.state_dict(), ours, "the checkpoint does not fit the network")
     return network
 
 

@@ -7,19 +7,17 @@ instead of 1e-6. Weights converted here belong to the official network.
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from genlab.convert import sit
+from genlab.convert.checkpoint_files import read_checkpoint
 from genlab.core.errors import CheckpointError
 from genlab.core.files import whole_folder, write_text
 from genlab.networks.dit import PRESETS, DiT
@@ -28,8 +26,6 @@ from genlab.nn.embed import sincos_2d
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What wrappers (data parallelism, compilation) put before parameter names."""
-_TRAINING_ONLY = ("projectors.",)
-"""Parameters that help training and are of no use afterwards (REPA's heads)."""
 _WEIGHTS = "diffusion_pytorch_model"
 _TOP = {  # official name -> diffusers' name
     "x_embedder.proj": "pos_embed.proj",
@@ -72,6 +68,8 @@ def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", heads: int | 
         CheckpointError: unreadable, another architecture, or without the wanted weights.
     """
     state, found = read(path, weights)
+    if any(key.startswith(sit.PROJECTORS) for key in state):
+        state = sit.from_repa(state)
     arguments = sit.dit_arguments(state, heads)
     return Loaded(sit.load(DiT(**arguments), state), found, preset_of(arguments))
 
@@ -79,24 +77,28 @@ def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", heads: int | 
 def read(
     path: str | Path, weights: Literal["ema", "raw"] = "ema"
 ) -> tuple[dict[str, Tensor], Literal["ema", "raw", "unnamed"]]:
-    """The parameters in a .pt, .pth or .safetensors file under their official names, and which weights they are.
+    """The parameters in a .pt, .pth or .safetensors file under their official names, and which weights they are."""
+    return select(read_checkpoint(Path(path)), str(path), weights)
 
-    Nothing in the file is executed: tensors and a trainer's plain arguments are all that is read.
-    """
-    content = _read(Path(path))
+
+def select(
+    content: Any, where: str, weights: Literal["ema", "raw"] = "ema"
+) -> tuple[dict[str, Tensor], Literal["ema", "raw", "unnamed"]]:
+    """As `read`, from what a file holds."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{where}: neither a state dict nor a trainer's checkpoint")
     key = "model" if weights == "raw" else "ema"
     found: Literal["ema", "raw", "unnamed"] = weights
     if key in content:
         content = content[key]
     elif {"model", "ema"} & set(content):
-        raise CheckpointError(f"{path}: has no {weights} weights, only {', '.join(map(str, content))}")
+        raise CheckpointError(f"{where}: has no {weights} weights, only {', '.join(map(str, content))}")
     else:
         found = "unnamed"
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: neither a state dict nor a trainer's checkpoint")
-    return {
-        name: value for key, value in content.items() if not (name := _plain(key)).startswith(_TRAINING_ONLY)
-    }, found
+    tensors = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+    if not tensors or not content:
+        raise CheckpointError(f"{where}: neither a state dict nor a trainer's checkpoint")
+    return {_plain(key): value for key, value in content.items()}, found
 
 
 def preset_of(arguments: Mapping[str, Any]) -> str | None:
@@ -121,7 +123,7 @@ def load_diffusers(folder: str | Path) -> Loaded:
     files = [file for ending in ("safetensors", "bin") if (file := folder / f"{_WEIGHTS}.{ending}").exists()]
     if not files:
         raise CheckpointError(f"{folder}: has no {_WEIGHTS}.safetensors or .bin")
-    state = from_diffusers(_read(files[0]), side // patch)
+    state = from_diffusers(read_checkpoint(files[0]), side // patch)
     arguments = sit.dit_arguments(state, heads)
     return Loaded(sit.load(DiT(**arguments), state), "unnamed", preset_of(arguments))
 
@@ -210,23 +212,3 @@ def _plain(key: str) -> str:
     for prefix in _PREFIXES:
         key = key.removeprefix(prefix)
     return key
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a file of tensors holds."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds more than tensors, or is no PyTorch file; it was not loaded") from error
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read, it may be half a file ({str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: neither a state dict nor a trainer's checkpoint")
-    return content

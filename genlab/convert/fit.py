@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from genlab.core.errors import CheckpointError
+from genlab.core.weights import fill_all
 from genlab.networks.fit import FiT
 from genlab.networks.fit_config import PRESETS
 
@@ -95,12 +96,15 @@ def fit_arguments(state: Mapping[str, Tensor], heads: int | None = None, patch: 
     }
 
 
+def preset_of(arguments: Mapping[str, Any]) -> str | None:
+    """The published size that has these arguments, if any."""
+    names = [name for name, sizes in PRESETS.items() if all(arguments[key] == value for key, value in sizes.items())]
+    return names[0] if names else None
+
+
 def load(network: FiT, state: Mapping[str, Tensor]) -> FiT:
     """Put official parameters into `network` and return it. Raises CheckpointError when names or shapes differ."""
-    try:
-        network.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+    fill_all(network.state_dict(), state, "the checkpoint does not fit the network")
     return network
 
 

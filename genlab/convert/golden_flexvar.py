@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from genlab.convert import multiscale_tokenizers
 from genlab.convert.autoencoder_keys import to_llamagen
+from genlab.convert.golden_var import encoder_of
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.tokenization.multiscale import FlexibleTokenizer, FlexibleVQ
 from genlab.tokenization.quantizers.multiscale import enlarge, grid_of, grids_of, split
@@ -21,7 +22,7 @@ SHARP = 1e-3  # the entropy's gradient: its temperature of 0.01 enlarges the rou
 
 def tokenizer(golden: Golden) -> Iterator[Check]:
     """The latent's own size alone, all scales of the schedule, and a training pass."""
-    tokenizer, images = _tokenizer(golden), golden["in.image"]
+    tokenizer, images = build_tokenizer(golden), golden["in.image"]
     grids = grids_of(golden.config["scales"])
     with torch.no_grad():
         features = tokenizer.features(images)
@@ -76,7 +77,8 @@ def _usage(codes: Tensor, vocab: int) -> Tensor:
     return torch.tensor([distinct / vocab])
 
 
-def _tokenizer(golden: Golden) -> FlexibleTokenizer:
+def build_tokenizer(golden: Golden, parameters: str = "param") -> FlexibleTokenizer:
+    """The file's tokenizer, whose weights are under `parameters`; an encoder that is not there keeps fresh ones."""
     config = golden.config["vae"]
     lowest = len(config["ch_mult"]) - 1
     settings = FlexibleVQ(
@@ -96,6 +98,7 @@ def _tokenizer(golden: Golden) -> FlexibleTokenizer:
         ),
     )
     tokenizer = settings.build(golden.config["scales"][-1] * settings.stride)
-    _, state = multiscale_tokenizers.flexible(golden.group("param"), str(golden.path), config["norm_groups"])
+    official = {**to_llamagen(encoder_of(tokenizer)), **golden.group(parameters)}
+    _, state = multiscale_tokenizers.flexible(official, str(golden.path), config["norm_groups"])
     multiscale_tokenizers.fill(tokenizer, state, str(golden.path))
     return tokenizer

@@ -13,7 +13,7 @@ from genlab.convert import multiscale_tokenizers
 from genlab.convert.autoencoder_keys import to_taming
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.core.weights import fill_all
-from genlab.tokenization.multiscale import MultiscaleTokenizer, MultiscaleVQ
+from genlab.tokenization.multiscale import MultiscaleTokenizer, MultiscaleVQ, NextScaleTokenizer
 from genlab.tokenization.quantizers.multiscale import (
     Grid,
     MultiscaleQuantization,
@@ -70,7 +70,7 @@ def quantizer(golden: Golden) -> Iterator[Check]:
 
 def tokenizer(golden: Golden) -> Iterator[Check]:
     """Codes, sums, images of the first scales, the generator's inputs, and a training pass."""
-    tokenizer, images = _tokenizer(golden), golden["in.image"]
+    tokenizer, images = build_tokenizer(golden), golden["in.image"]
     quantizer = tokenizer.quantizer
     with torch.no_grad():
         f = tokenizer.features(images)
@@ -114,7 +114,8 @@ def _quantization(config: Mapping[str, Any]) -> MultiscaleQuantization:
     )
 
 
-def _tokenizer(golden: Golden) -> MultiscaleTokenizer:
+def build_tokenizer(golden: Golden, parameters: str = "param") -> MultiscaleTokenizer:
+    """The file's tokenizer, whose weights are under `parameters`; an encoder that is not there keeps fresh ones."""
     config = golden.config["vae"]
     lowest = len(config["ch_mult"]) - 1
     settings = MultiscaleVQ(
@@ -129,10 +130,16 @@ def _tokenizer(golden: Golden) -> MultiscaleTokenizer:
         quantizer=_quantization(config),
         scales=tuple(config["v_patch_nums"]),
     )
-    tokenizer = settings.build(golden["in.image"].shape[-1])
-    _, state = multiscale_tokenizers.multiscale(golden.group("param"), str(golden.path), config["norm_groups"])
+    tokenizer = settings.build(config["v_patch_nums"][-1] * settings.stride)
+    official = {**to_taming(encoder_of(tokenizer)), **golden.group(parameters)}
+    _, state = multiscale_tokenizers.multiscale(official, str(golden.path), config["norm_groups"])
     multiscale_tokenizers.fill(tokenizer, state, str(golden.path))
     return tokenizer
+
+
+def encoder_of(tokenizer: NextScaleTokenizer) -> dict[str, Tensor]:
+    """The weights that files of generation leave out."""
+    return {k: v for k, v in tokenizer.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
 
 
 def _codes(name: str, codes: Tensor, grids: tuple[Grid, ...]) -> Iterator[Check]:

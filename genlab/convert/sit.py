@@ -9,11 +9,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genlab.core.errors import CheckpointError
+from genlab.core.weights import fill_all
 from genlab.networks.dit import PRESETS, DiT
+from genlab.nn.embed import time_features
 
+PROJECTORS = "projectors."
+"""Where REPA keeps heads that help training and are of no use afterwards."""
 _ROPE = "feat_rope.freqs_"
 """Where LightningDiT keeps tables of rotary positions."""
 
@@ -86,11 +91,24 @@ def load(network: DiT, state: Mapping[str, Tensor]) -> DiT:
 
     Tables of rotary positions are left out: the network computes its own.
     """
-    try:
-        network.load_state_dict({key: value for key, value in state.items() if not key.startswith(_ROPE)}, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+    values = {key: value for key, value in state.items() if not key.startswith(_ROPE)}
+    fill_all(network.state_dict(), values, "the checkpoint does not fit the network")
     return network
+
+
+def from_repa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network of REPA, whose time runs from data at 0 to noise at 1, as one of SiT's: v(x, t) = -v'(x, 1 - t).
+
+    Exact: the features of 1 - t are a rotation of those of t, which the first Linear takes in, and the last one changes
+    its sign. Heads that only helped training are left out.
+    """
+    values = {key: value for key, value in state.items() if not key.startswith(PROJECTORS)}
+    first, last = "t_embedder.mlp.0.weight", "final_layer.linear"
+    at_one = time_features(torch.ones(1), values[first].shape[1])[0]  # [features]
+    cosine, sine = at_one.chunk(2)
+    cosines, sines = values[first].chunk(2, dim=1)  # 2 x [D,features/2]
+    values[first] = torch.cat([cosines * cosine + sines * sine, cosines * sine - sines * cosine], dim=1)
+    return values | {f"{last}.{name}": -values[f"{last}.{name}"] for name in ("weight", "bias")}
 
 
 def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
