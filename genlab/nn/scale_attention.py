@@ -39,7 +39,8 @@ class ScaleAttention(nn.Module):
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[B,T,D] -> [B,T,D]."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # [3D]
-        qkv = (self.mat_qkv(x) + bias).unflatten(2, (3, self.heads, -1))  # [B,T,3,H,d]
+        qkv = self.mat_qkv(x)  # [B,T,3D]
+        qkv = (qkv + bias.to(qkv.dtype)).unflatten(2, (3, self.heads, -1))  # [B,T,3,H,d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x [B,H,T,d]
         if self.scale_mul_1H11 is not None:
             q = (F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=_SHARPEST).exp()).to(v.dtype)

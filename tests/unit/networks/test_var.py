@@ -65,6 +65,22 @@ def test_fine_scales_do_not_reach_back(network):
     assert not torch.isclose(before[:, 5:], after[:, 5:]).all(-1).any()
 
 
+@torch.no_grad()
+def test_the_cache_is_keys_and_values_once_in_the_dtype_of_the_run():
+    network = VAR(RAGGED, **SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        progress = network.start(torch.tensor([0, 1]))
+        before = None
+        for part in (None, *inputs(network, 2).split(lengths_of(network.grids)[1:], dim=1)):
+            network.step(progress, part)
+            cache = progress.contexts[0][0].__self__
+            held = cache._keys.data_ptr(), cache._values.data_ptr()
+            assert before in (None, held)
+            before = held
+    assert cache._keys.shape == cache._values.shape == (2, 2, sum(lengths_of(network.grids)), 16)
+    assert cache._keys.dtype == cache._values.dtype == torch.bfloat16
+
+
 def test_every_parameter_learns(network):
     network.train()
     network(inputs(network, 2), torch.tensor([0, 1])).square().mean().backward()
