@@ -61,6 +61,10 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help="Of the generator's process.")] = None,
     steps: Annotated[int | None, typer.Option()] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
+    autoguide: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Guide away from this weaker generator instead: smaller or less trained."),
+    ] = None,
     trust: Annotated[bool, typer.Option(help="Allow descriptions that name Python classes outside genlab.")] = False,
 ) -> None:
     """Make images from a trained generator."""
@@ -68,7 +72,7 @@ def sample(
 
     named = {"sampler": sampler, "steps": steps, "guidance": guidance}
     settings = [f"{key}={value}" for key, value in named.items() if value is not None] + (overrides or [])
-    command(run, out, classes, per_class, count, seed, batch, settings, trust)
+    command(run, out, classes, per_class, count, seed, batch, settings, trust, autoguide)
 
 
 @app.command()

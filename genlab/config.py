@@ -44,6 +44,7 @@ from genlab.tokenization.configs import TokenizerConfig
 from genlab.tokenization.pixels import Pixels
 from genlab.tokenization.trained import Trained
 from genlab.training.reconstruction import ReconstructionSettings
+from genlab.training.representation import RepresentationAlignment
 from genlab.training.settings import TrainingSettings
 
 TRUST_MODULES = "trust_modules"  # key of the validation context: may `name: package.module:Class` be imported?
@@ -122,7 +123,7 @@ class _Run(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
-        parts = {"seed", "data", "tokenizer", "network", "process", "reconstruction", "training"}
+        parts = {"seed", "data", "tokenizer", "network", "process", "reconstruction", "alignment", "training"}
         tree = self.model_dump(mode="json", include=parts)
         free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
         free |= {"keep_last", "keep_every"} | {
@@ -141,8 +142,7 @@ class TokenizerRunConfig(_Run):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         """What can be known without data, weights or a device."""
-        self.tokenizer.latent_spec(self.data.size)
-        self.reconstruction.check(self.data.size)
+        self.reconstruction.check(self.tokenizer.latent_spec(self.data.size))
         if self.training.label_dropout != TrainingSettings.model_fields["label_dropout"].default:
             raise PydanticCustomError("mismatch", "training.label_dropout means nothing to a tokenizer; remove it", {})
         return self
@@ -152,6 +152,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
     """One training run of a generator: what is trained on what, how, and how it samples by default."""
 
     evaluation: EvaluationSettings = EvaluationSettings()
+    alignment: RepresentationAlignment | None = None
+    """Draw a transformer's hidden tokens towards a vision encoder's features while it trains (REPA)."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -169,6 +171,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
         check = getattr(self.process, "check", None)  # a process that needs more of its network than the contract says
         if check is not None:
             check(network)
+        if self.alignment is not None:
+            self.alignment.check(network, spec)
         return self
 
 

@@ -31,6 +31,7 @@ from genlab.core.weights import fill_all, read_tensors
 from genlab.model_card import model_card
 from genlab.tokenization.storage import find_folder
 from genlab.training import checkpoint
+from genlab.training.heads import without_head
 
 DESCRIPTION = "generator.json"  # in a run folder: the export's config.json, written when training starts
 FORMAT = 1
@@ -88,7 +89,7 @@ def export(run: Path) -> Path:
     if source is None:
         raise CheckpointError(f"{run}: has no sound checkpoint to export")
     description["images"] = checkpoint.read_state(source)["images"]
-    weights = read_tensors(source / f"{_weights_stem(description)}.safetensors")
+    weights = without_head(read_tensors(source / f"{_weights_stem(description)}.safetensors"))
     header = {
         key: str(description[key]) for key in ("name", "data", "image_size", "num_classes", "ema", "images", "license")
     }
@@ -122,7 +123,7 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
         if newest is None:
             detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
             raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
-        weights = read_tensors(newest / f"{_weights_stem(description)}.safetensors")
+        weights = without_head(read_tensors(newest / f"{_weights_stem(description)}.safetensors"))
     _unbundle_tokenizer(description["tokenizer"], folder)
     generator = build(description, str(where), trust)
     fill_all(generator.network.state_dict(), weights, str(folder))

@@ -24,6 +24,7 @@ from genlab.data.source import Images
 from genlab.training.generation import GenerationObjective
 from genlab.training.objective import Objective, Role
 from genlab.training.reconstruction import ReconstructionObjective
+from genlab.training.representation import Aligned
 
 Scores = Callable[[int], dict[str, float]]
 """images seen -> scores by name, called on all processes."""
@@ -56,10 +57,12 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
     generator = build_generator(config, source)
     if isinstance(source, LatentSource):
         check(source.index, generator.tokenizer.spec)
+    aligned = _align(config, generator, source)
+    trained = aligned.network if aligned else generator.network
     role = Role(
-        generator.network, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup
+        trained, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup
     )
-    objective = GenerationObjective(generator, role, settings.label_dropout, settings.preview_count, config.seed)
+    objective = GenerationObjective(generator, role, settings.label_dropout, settings.preview_count, config.seed, aligned)
 
     def scores(accelerator: Accelerator) -> Scores | None:
         images = source.build_images() if isinstance(source, LatentSource) and config.evaluation.every else source
@@ -74,6 +77,15 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
         pretrained.export,
         "genlab sample {run} | genlab evaluate {run}",
     )
+
+
+def _align(config: RunConfig, generator: Generator, source: Source) -> Aligned | None:
+    """The network with its projector, where the recipe has an `alignment:`. Raises DataError for a latent cache."""
+    if config.alignment is None:
+        return None
+    if isinstance(source, LatentSource):
+        raise DataError("alignment: its encoder sees images, and a latent cache has none; name the images as data")
+    return config.alignment.build(generator.network, generator.tokenizer.spec)
 
 
 def build_generator(config: RunConfig, source: Images) -> Generator:

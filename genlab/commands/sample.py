@@ -38,20 +38,27 @@ def sample(
     batch: int,
     overrides: list[str],
     trust: bool = False,
+    autoguide: str | None = None,
 ) -> None:
     """Write images of `run` to `out`: PNG files and a grid in a folder, or one .npz or .safetensors file.
 
     Work that a killed or parallel process has finished is not done again. `out` of another plan is refused.
+
+    Args:
+        autoguide: a weaker generator that guidance leads away from.
 
     Raises:
         GenlabError: a class, setting or target that cannot be used.
     """
     state = process_state()
     generator = from_pretrained(run, state.device, trust)
+    if autoguide is not None:
+        generator = generator.guided_away_from(from_pretrained(autoguide, state.device, trust))
     settings = override_sampling(generator.sampling, overrides)
     chosen = _parse_classes(classes, generator)
     labels = label_plan(generator.network.num_classes, chosen, per_class, count)
     plan = {"run": str(run), "seed": seed, "labels": labels, "sampling": settings.model_dump(mode="json")}
+    plan["autoguide"] = autoguide
     packed = out.suffix in (".npz", ".safetensors")
     folder = out.with_name(out.name + ".parts") if packed else out
     if packed and out.exists():

@@ -20,6 +20,7 @@ from genlab.data.loader import Source, batches
 from genlab.data.source import ImageSource
 from genlab.tokenization.storage import save_tokenizer
 from genlab.training import checkpoint
+from genlab.training.heads import without_head
 
 DESCRIPTION = "tokenizer.json"  # in a run folder: provenance, written when training starts
 _MEASURED = 4096  # images on which the standardisation of continuous latents is measured
@@ -67,7 +68,7 @@ def export(run: Path, source: Source | None = None) -> Path:
     tokenizer = config.tokenizer.build(source.image_size)
     stem = f"tokenizer.ema-{config.training.ema[0]:g}" if config.training.ema else "tokenizer"
     file = newest / f"{stem}.safetensors"
-    fill_all(tokenizer.state_dict(), read_tensors(file), str(file))
+    fill_all(tokenizer.state_dict(), without_head(read_tensors(file)), str(file))
     settings = config.tokenizer
     if tokenizer.spec.kind == "continuous" and (tokenizer.spec.mean, tokenizer.spec.std) == ((0.0,), (1.0,)):
         mean, std = _spread(tokenizer.eval(), _training_images(source, _MEASURED, config.seed))

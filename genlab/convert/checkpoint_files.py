@@ -22,7 +22,15 @@ _PLAIN = {
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch", "Size"): torch.Size,
 }
-_CONTENTS = ("ema", "model", "state_dict", "trainer", "vae_local")  # where files keep the weights, best first
+_CONTENTS = (
+    "ema",
+    "model",
+    "state_dict",
+    "trainer",
+    "var_wo_ddp",
+    "mvar_wo_ddp",
+    "vae_local",
+)  # where files keep the weights, best first
 
 
 class Placeholder(dict[Any, Any]):

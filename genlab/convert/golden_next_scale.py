@@ -13,8 +13,8 @@ from genlab.convert import var
 from genlab.convert.goldens import Check, Golden
 from genlab.core.contracts import Network
 from genlab.networks.next_scale import NextScaleNetwork
-from genlab.nn.scales import Schedule, grids_of, lengths_of
-from genlab.processes.next_scale_sampling import Drawn, Edit, NextScaleSampling, generate
+from genlab.nn.scales import grids_of, lengths_of
+from genlab.processes.next_scale_sampling import Drawn, Edit, MultiscaleTokenizer, NextScaleSampling, Noise, generate
 from genlab.training.optimizers import AdamW
 from samplers.categorical import choose, filtered, greedy
 
@@ -22,15 +22,9 @@ LOGITS, LOSS, PARAMETER, EXACT = 1e-4, 1e-5, 1e-5, 0.0
 _MIXTURE = 1e-3  # of code vectors, whose low temperatures enlarge the rounding of logits two hundred times
 
 
-class Tokenizer(Protocol):
+class Tokenizer(MultiscaleTokenizer, Protocol):
     """What is used here of a tokenizer."""
 
-    def encode(self, images: Tensor, scales: Schedule | None = None) -> Tensor: ...
-    def inputs(self, codes: Tensor, scales: Schedule | None = None) -> Tensor: ...
-    def step(
-        self, k: int, state: Tensor | None, tokens: Tensor, scales: Schedule | None = None
-    ) -> tuple[Tensor, Tensor | None]: ...
-    def decode(self, tokens: Tensor, scales: Schedule | None = None) -> Tensor: ...
     def reconstruct(self, maps: Tensor) -> Tensor: ...
 
 
@@ -87,7 +81,7 @@ def generation(
     edit = _edit(golden)
     label = golden["in.label"].long()
     with torch.no_grad():
-        steps = list(generate(network, tokenizer, label, grids, settings, _Recorded(golden), edit))  # type: ignore[arg-type]
+        steps = list(generate(network, tokenizer, label, grids, settings, _recorded(golden), edit))
         for k, step in enumerate(steps):
             yield from _scale(golden, k, step, _codes(golden, k, step, settings), settings)
         yield Check("mid.logits_cfg", torch.cat([step.logits for step in steps], dim=1), LOGITS, absolute=True)
@@ -107,15 +101,14 @@ def dropped(golden: Golden, network: Network) -> Tensor:
     return torch.where(drop, network.null_label, golden["in.label"].long())
 
 
-class _Recorded:
-    """Noise from the file: that of mixtures, or else of draws, which files of greedy samples lack."""
+def _recorded(golden: Golden) -> Noise:
+    """Noise from the file: that of mixtures, or else of draws; files of greedy samples have none."""
 
-    def __init__(self, golden: Golden):
-        self._golden = golden
+    def noise(k: int, length: int, vocab: int) -> Tensor:
+        name = f"in.gumbel_exp.{k}" if f"in.gumbel_exp.{k}" in golden.tensors else f"in.exp_noise.{k}"
+        return golden[name].view(-1, length, vocab)
 
-    def __call__(self, k: int, length: int, vocab: int) -> Tensor:
-        name = f"in.gumbel_exp.{k}" if f"in.gumbel_exp.{k}" in self._golden.tensors else f"in.exp_noise.{k}"
-        return self._golden[name].view(-1, length, vocab)
+    return noise
 
 
 def _codes(golden: Golden, k: int, step: Drawn, settings: NextScaleSampling) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class Reconstruction(NamedTuple):
     """The same terms one by one, unweighted, each [B], for the log."""
     codes: Tensor | None = None
     """int64 [B, ...] as `encode` gives them; None for continuous tokenizers. What usage is counted on."""
+    latents: Tensor | None = None
+    """[B,C,H,W] as the decoder got them, not standardised, with gradients; None for tokenizers of codes."""
 
 
 class TrainableTokenizer(Tokenizer):
@@ -95,6 +97,11 @@ class TrainableTokenizer(Tokenizer):
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """The decoder's output weight, at which the adversarial weight compares gradients (VQGAN, eq. 7)."""
+
+    @property
+    def last_encoder_layer(self) -> nn.Parameter | None:
+        """The encoder's output weight, where the weight of an alignment compares them; None without such latents."""
+        return None
 
 
 class Network(nn.Module):
@@ -114,6 +121,9 @@ class Network(nn.Module):
     def null_label(self) -> int:
         """The label that stands for "no class": always K, the row after the last class."""
         return self.num_classes
+
+    def normalise_weights(self) -> None:
+        """Called before each training step; networks that keep weights at fixed magnitudes restore them here (EDM2)."""
 
     def no_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone, besides vectors and scalars."""
@@ -149,9 +159,16 @@ OnStep: TypeAlias = Callable[[Event], None]
 class Process(ABC):
     """How a network becomes a loss and samples. Holds hyper-parameters only, no parameters and no state."""
 
+    takes_weaker: ClassVar[bool] = False
+    """Whether `sample` also takes `weaker`, a second network to guide away from (autoguidance)."""
+
     def over(self, tokenizer: Tokenizer) -> Process:
         """The process on the tokens of `tokenizer`; one that needs more of it than its spec keeps a reference here."""
         return self
+
+    def decode(self, tokenizer: Tokenizer, tokens: Tensor, settings: Any) -> Tensor:
+        """Images [B,3,R,R], nominally in [-1,1], of what `sample` gave under `settings`."""
+        return tokenizer.decode(tokens)
 
     @abstractmethod
     def loss(self, network: Callable[..., Tensor], tokens: Tensor, label: Tensor, rng: SampleRng) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genlab.core.contracts import Event, Network, OnStep, Process, SamplingSettings, Tokenizer
-from genlab.core.errors import GenlabError
+from genlab.core.errors import ConfigError, GenlabError
 from samplers.noise import SampleRng
 
 
@@ -22,6 +22,8 @@ class Generator:
     sampling: SamplingSettings
     """Default settings."""
     class_names: tuple[str, ...] = ()
+    weaker: Network | None = None
+    """What guidance leads away from in place of the network's own prediction without a class; see `guided_away_from`."""
 
     @property
     def device(self) -> torch.device:
@@ -29,7 +31,36 @@ class Generator:
 
     def to(self, device: torch.device | str) -> Generator:
         """The generator with its networks moved to `device` and in evaluation mode."""
-        return replace(self, tokenizer=self.tokenizer.to(device).eval(), network=self.network.to(device).eval())
+        weaker = self.weaker.to(device).eval() if self.weaker is not None else None
+        return replace(
+            self, tokenizer=self.tokenizer.to(device).eval(), network=self.network.to(device).eval(), weaker=weaker
+        )
+
+    def guided_away_from(self, other: Generator) -> Generator:
+        """The generator with autoguidance: `other`, a smaller or less trained one, makes the errors to be exaggerated.
+
+        "Guiding a Diffusion Model with a Bad Version of Itself", Karras et al., NeurIPS 2024 (arXiv 2406.02507). How
+        much is said by the sampling settings' `guidance`. An `other` without classes is told none.
+
+        Raises:
+            ConfigError: they differ in tokenizer, classes or process, or the process has no autoguidance.
+        """
+        if not self.process.takes_weaker:
+            raise ConfigError(f"autoguidance: {type(self.process).__name__} has none; leave it out")
+        ours, theirs = self.tokenizer.spec, other.tokenizer.spec
+        if (ours.fingerprint, ours.shape) != (theirs.fingerprint, theirs.shape):
+            raise ConfigError("autoguidance: the weaker generator has another tokenizer; it must work on the same tokens")
+        if other.network.num_classes and (self.network.num_classes, self.class_names) != (
+            other.network.num_classes,
+            other.class_names,
+        ):
+            raise ConfigError(
+                f"autoguidance: the weaker generator has {other.network.num_classes} classes, this one "
+                f"{self.network.num_classes}, or of other names; it must know the same classes or none"
+            )
+        if self.process != other.process:
+            raise ConfigError(f"autoguidance: the weaker generator has another process: {other.process}")
+        return replace(self, weaker=other.network)
 
     @torch.no_grad()
     def sample(
@@ -49,8 +80,10 @@ class Generator:
                 f"label {low if low < 0 else high} is out of range: this generator has classes 0..{classes - 1}"
                 f" and {classes} for no class"
             )
-        tokens = self.process.sample(self.network, label, self.tokenizer.spec, rng, settings or self.sampling, on_step)
-        return self.tokenizer.decode(tokens).float()
+        settings = settings or self.sampling
+        options = {} if self.weaker is None else {"weaker": self.weaker}
+        tokens = self.process.sample(self.network, label, self.tokenizer.spec, rng, settings, on_step, **options)
+        return self.process.decode(self.tokenizer, tokens, settings).float()
 
     def decode_preview(self, event: Event) -> Tensor:
         """The images [B,3,R,R] that an intermediate step promises."""

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
-
 from torch import Tensor, nn
 
 from genlab.core.contracts import Network
 from genlab.core.errors import CheckpointError
 from genlab.finetuning import difffit, lora
 from genlab.finetuning.difffit import DiffFitSettings
-from genlab.finetuning.lora import LoraSettings
+from genlab.finetuning.settings import FullSettings, MethodSettings
 
-FinetuneSettings: TypeAlias = DiffFitSettings | LoraSettings
-"""Told apart by `name`."""
 _WRAPPED = ".base_layer."
 """What peft inserts into the names of layers that it wraps."""
 
 
-def apply(network: Network, settings: FinetuneSettings) -> Network:
+def apply(network: Network, settings: MethodSettings) -> Network:
     """`network` in place, still the same function, with gradients for what is to be trained only.
 
     Raises:
         ConfigError: the network has no such parts.
     """
+    if isinstance(settings, FullSettings):
+        return network.requires_grad_(True)
     return difffit.apply(network, settings) if isinstance(settings, DiffFitSettings) else lora.apply(network, settings)
 
 
@@ -43,7 +41,7 @@ def difference(network: nn.Module, base: nn.Module | Mapping[str, Tensor]) -> di
     }
 
 
-def restore(network: Network, settings: FinetuneSettings, adapter: Mapping[str, Tensor]) -> Network:
+def restore(network: Network, settings: MethodSettings, adapter: Mapping[str, Tensor]) -> Network:
     """The base network with an adapter from `difference` attached, in place, to train on or to merge.
 
     Raises:
@@ -64,6 +62,12 @@ def merge(network: Network) -> Network:
     if any(_WRAPPED in name for name, _ in network.named_parameters()):
         network = lora.merge(network)
     return difffit.merge(network)
+
+
+def kept(network: nn.Module) -> dict[str, Tensor]:
+    """The adapter of a network that `apply` prepared: the present values of all that is trained, on the CPU."""
+    state = network.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in trainable(network)}
 
 
 def trainable(network: nn.Module) -> dict[str, int]:

@@ -77,12 +77,12 @@ def sites(network: nn.Module, settings: DiffFitSettings) -> Iterator[Site]:
     ]
     if settings.placement and not blocks:
         raise ConfigError(
-            f"finetune.placement: {type(network).__name__} has no transformer blocks for scales; set it to [], which "
+            f"finetune.method.placement: {type(network).__name__} has no transformer blocks for scales; set it to [], which "
             "trains biases, norms and classes, or take lora"
         )
     chosen = range(len(blocks)) if settings.blocks is None else settings.blocks
     if any(index >= len(blocks) for index in chosen):
-        raise ConfigError(f"finetune.blocks: got {max(chosen)}, but the network has blocks 0 to {len(blocks) - 1}")
+        raise ConfigError(f"finetune.method.blocks: got {max(chosen)}, but the network has blocks 0 to {len(blocks) - 1}")
     for index in chosen:
         block = blocks[index]
         attn, mlp = (_linears(getattr(block, part)) for part in ("attn", "mlp"))

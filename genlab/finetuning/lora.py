@@ -50,7 +50,7 @@ def apply(network: Network, settings: LoraSettings) -> Network:
         try:
             inject_adapter_in_model(config, network)
         except ValueError as error:
-            raise ConfigError(f"finetune.targets: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"finetune.method.targets: {str(error).splitlines()[0]}") from error
     for module in network.modules():
         if settings.class_table and isinstance(module, nn.Embedding):
             module.requires_grad_(True)

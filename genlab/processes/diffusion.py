@@ -19,6 +19,7 @@ from genlab.core.contracts import LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.processes import diffusion_sampling, schedules
+from genlab.processes.acceleration import caching
 from genlab.processes.diffusion_sampling import DiffusionSampling
 from genlab.processes.guidance import guide
 from genlab.processes.paths import Coefficients, Time
@@ -70,6 +71,8 @@ class Diffusion(Process):
     bound_weight: float = 1.0
     weighting: Weighting = "none"
     weighting_gamma: float | None = None
+
+    takes_weaker: ClassVar[bool] = True
 
     def chain(self, respacing: str = "", device: torch.device | str = "cpu") -> Chain:
         """The tables, reduced to the steps that `respacing` keeps ("": all). Raises ConfigError."""
@@ -152,19 +155,21 @@ class Diffusion(Process):
         rng: SampleRng,
         settings: DiffusionSampling,
         on_step: OnStep | None = None,
+        weaker: Network | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all noise from the samples' own streams.
 
         Raises:
             NonFinite: a state became NaN or infinite, naming step and samples.
-            ConfigError: the diffusion has not the steps that the settings ask for.
+            ConfigError: the diffusion has not the steps that the settings ask for, or the cache does not fit.
         """
         if len(label) != len(rng):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
         x = rng.normal(*spec.shape)  # [B,C,H,W]
         chain = self.chain(settings.spacing, x.device)
-        denoise = self.stepwise(network, label, settings, chain)
-        return diffusion_sampling.run(denoise, x, chain, settings, rng, on_step)
+        denoise = self.stepwise(network, label, settings, chain, weaker)
+        with caching(network, settings.cache, len(chain)):
+            return diffusion_sampling.run(denoise, x, chain, settings, rng, on_step)
 
     @torch.no_grad()
     def encode(self, network: Network, tokens: Tensor, label: Tensor, settings: DiffusionSampling) -> Tensor:
@@ -172,9 +177,16 @@ class Diffusion(Process):
         chain = self.chain(settings.spacing, tokens.device)
         return ddpm.ddim_reverse(self.stepwise(network, label, settings, chain), tokens, chain)
 
-    def stepwise(self, network: Network, label: Tensor, settings: DiffusionSampling, chain: Chain) -> ddpm.Denoise:
+    def stepwise(
+        self,
+        network: Network,
+        label: Tensor,
+        settings: DiffusionSampling,
+        chain: Chain,
+        weaker: Network | None = None,
+    ) -> ddpm.Denoise:
         """(x [B,C,H,W], k) -> the guided estimate at step k of `chain`, as `samplers.ddpm` consumes it."""
-        guided = guide(network, label, settings.as_guidance(self.steps))
+        guided = guide(network, label, settings.as_guidance(self.steps), weaker)
 
         def denoise(x: Tensor, k: int) -> Estimate:
             out = guided(x, float(chain.timesteps[k])).float()  # [B,C',H,W]

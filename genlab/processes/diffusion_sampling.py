@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from genlab.core.contracts import OnStep, SamplingSettings
+from genlab.processes.acceleration import CacheSettings
 from genlab.processes.guidance import Guidance
 from genlab.processes.monitor import StepMonitor
 from genlab.processes.schedules import RESPACING
@@ -36,6 +37,8 @@ class DiffusionSampling(SamplingSettings):
     """Guide only the first so many latent channels (3 in the published DiT numbers); by default all."""
     clip_denoised: bool = False
     """Clamp each step's predicted clean sample to [-1, 1]; for pixels, never for latents."""
+    cache: CacheSettings = CacheSettings()
+    """Reuse of a transformer's features between steps: faster, and only close to the exact samples."""
 
     @property
     def spacing(self) -> str:

@@ -43,6 +43,8 @@ class Edm(Process):
     log_std: float = 1.2
     uncertainty: bool = False
 
+    takes_weaker: ClassVar[bool] = True
+
     def scalings(self, sigma: Tensor) -> Scalings:
         """The preconditioning at noise levels above 0, by which inputs and targets have unit variance."""
         total = sigma.square() + self.sigma_data**2

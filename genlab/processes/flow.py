@@ -18,6 +18,7 @@ from torch import Tensor
 from genlab.core.contracts import LatentSpec, Network, OnStep, Process
 from genlab.core.settings import Settings
 from genlab.processes import flow_sampling
+from genlab.processes.acceleration import caching
 from genlab.processes.flow_sampling import FlowSampling
 from genlab.processes.guidance import guide
 from genlab.processes.likelihood import log_likelihood
@@ -45,6 +46,8 @@ class Flow(Process):
     direction_weight: float = 0.0
     train_eps: float | None = None
     sample_eps: float | None = None
+
+    takes_weaker: ClassVar[bool] = True
 
     def train_interval(self) -> tuple[float, float]:
         """The times that are trained."""
@@ -101,12 +104,15 @@ class Flow(Process):
         direction = 1 - cosine.flatten(1).mean(1)  # [B]
         return {"loss": mse + self.direction_weight * direction, "mse": mse, "direction": direction}
 
-    def denoiser(self, network: Network, label: Tensor, settings: FlowSampling) -> Callable[[Tensor, Time], Tensor]:
+    def denoiser(
+        self, network: Network, label: Tensor, settings: FlowSampling, weaker: Network | None = None
+    ) -> Callable[[Tensor, Time], Tensor]:
         """(x [B,C,H,W], t) -> the guided velocity [B,C,H,W]; t is a number or [B].
 
-        Guidance acts on what the network predicts. `genlab.processes.predict` turns velocities into anything else.
+        Guidance, away from `weaker` if there is one, acts on what the network predicts. `genlab.processes.predict`
+        turns velocities into anything else.
         """
-        guided = guide(network, label, settings.as_guidance())
+        guided = guide(network, label, settings.as_guidance(), weaker)
 
         def velocity(x: Tensor, t: Time) -> Tensor:
             out = guided(x, t)[:, : x.shape[1]]  # [B,C,H,W]
@@ -123,24 +129,28 @@ class Flow(Process):
         rng: SampleRng,
         settings: FlowSampling,
         on_step: OnStep | None = None,
+        weaker: Network | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all steps' noise from the samples' own streams.
 
         Whatever the sampler, a sample does not depend on which others are in the batch. For this dopri5, which controls
-        the error of all that it integrates together, goes image by image, and `on_step` counts images.
+        the error of all that it integrates together, goes image by image, and `on_step` counts images. Caches whose
+        kind measures change (first_block, accumulated) do so over the batch, and so make an exception.
 
         Raises:
+            ConfigError: a network that the settings' cache does not fit.
             NonFinite: a state became NaN or infinite, naming step and samples.
         """
         if len(label) != len(rng):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
         noise = rng.normal(*spec.shape)  # [B,C,H,W]
         if settings.sampler == "dopri5":
-            fields = [self.denoiser(network, row[None], settings) for row in label]
+            fields = [self.denoiser(network, row[None], settings, weaker) for row in label]
             return flow_sampling.one_by_one(fields, noise, self.sample_interval(), settings, on_step)
         run = flow_sampling.stochastic if settings.is_stochastic else flow_sampling.deterministic
-        velocity = self.denoiser(network, label, settings)
-        return run(self.path, velocity, noise, self.sample_interval(), settings, rng, on_step)
+        velocity = self.denoiser(network, label, settings, weaker)
+        with caching(network, settings.cache, settings.steps):
+            return run(self.path, velocity, noise, self.sample_interval(), settings, rng, on_step)
 
     @torch.no_grad()
     def log_likelihood(

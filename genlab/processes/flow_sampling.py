@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genlab.core.contracts import Event, OnStep, SamplingSettings
 from genlab.core.errors import NonFinite
+from genlab.processes.acceleration import CacheSettings
 from genlab.processes.guidance import Guidance
 from genlab.processes.monitor import StepMonitor
 from genlab.processes.paths import Form, PathName, coefficients, diffusion
@@ -36,6 +37,9 @@ class FlowSampling(SamplingSettings):
     """The times (0 noise, 1 data) between which guidance applies; outside, a step costs half."""
     guidance_channels: NonNegativeInt | None = None
     """Guide only the first so many latent channels (3 in the published DiT and SiT numbers); by default all."""
+    guidance_power: PositiveFloat | None = None
+    """Let guidance fall from its scale at the noise to none at the data, later for smaller powers (FiTv2); by default
+    it is the same at all times."""
     shift: PositiveFloat = 1.0
     """Below 1: more of the steps near the noise; above 1: near the data."""
     rtol: PositiveFloat = 1e-3
@@ -50,6 +54,9 @@ class FlowSampling(SamplingSettings):
     """How the SDE crosses its last stretch without noise; none leaves it out and goes to the end with noise."""
     last_step_size: float = Field(0.04, gt=0, lt=1)
     """Length in time of that stretch."""
+    cache: CacheSettings = CacheSettings()
+    """Reuse of a transformer's features between steps: faster, and only close to the exact samples; for euler and
+    euler_maruyama."""
 
     def idle(self) -> set[str]:
         idle = {"steps", "shift"} if self.sampler == "dopri5" else {"rtol", "atol"}
@@ -57,7 +64,7 @@ class FlowSampling(SamplingSettings):
             idle |= {"diffusion", "diffusion_norm", "last_step", "last_step_size"}
         elif self.last_step == "none":
             idle.add("last_step_size")
-        return idle | ({"guidance_interval", "guidance_channels"} if self.guidance == 1 else set())
+        return idle | ({"guidance_interval", "guidance_channels", "guidance_power"} if self.guidance == 1 else set())
 
     @property
     def is_stochastic(self) -> bool:
@@ -66,7 +73,7 @@ class FlowSampling(SamplingSettings):
 
     def as_guidance(self) -> Guidance:
         """The guidance fields together."""
-        return Guidance(self.guidance, self.guidance_interval, self.guidance_channels)
+        return Guidance(self.guidance, self.guidance_interval, self.guidance_channels, self.guidance_power)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -79,6 +86,10 @@ class FlowSampling(SamplingSettings):
             )
         if self.sampler == "sde_heun" and self.last_step == "none":
             raise ValueError("sde_heun needs a last step (the score is infinite at the end): got none; set it to mean")
+        if self.cache.kind != "none" and self.sampler not in ("euler", "euler_maruyama"):
+            raise ValueError(
+                f"a cache needs one network call a step: got {self.sampler}; set sampler to euler or cache.kind to none"
+            )
         return self
 
 

@@ -26,10 +26,11 @@ from genlab.processes.next_scale_sampling import (
     MultiscaleTokenizer,
     NextScaleNetwork,
     NextScaleSampling,
-    Streams,
     codebook_of_sums,
     generate,
     schedule_of,
+    streams,
+    to_latent_mask,
 )
 from samplers.noise import SampleRng
 
@@ -114,7 +115,7 @@ class NextScale(Process):
         edit: Edit,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """As `sample`, but what the edit keeps stays: in- and out-painting, or all scales after some (VAR, section 5).
+        """As `sample`, but what the edit keeps stays: in- and out-painting, or all scales after some.
 
         The null label in `label` leaves it to the surroundings what is painted.
 
@@ -125,6 +126,36 @@ class NextScale(Process):
         if spec.vocab is not None:
             _check_codes(edit.codes, spec.vocab)
         return self._run(network, label, spec, rng, settings, edit, on_step)
+
+    @torch.no_grad()
+    def edit_images(
+        self,
+        network: Network,
+        label: Tensor,
+        images: Tensor,
+        mask: Tensor | None,
+        rng: SampleRng,
+        settings: NextScaleSampling,
+        from_scale: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Images [B,3,R,R'] in [-1,1], or one [1,3,R,R'] for all labels, after `edit`, in [-1,1].
+
+        Args:
+            mask: [R,R'] or [B,R,R'], 1 where the images stay; None: nowhere.
+            from_scale: coarser scales stay whole.
+
+        Raises:
+            ConfigError: a mask of another size than the images, or images that do not fit the tokenizer.
+        """
+        tokenizer, spec = self._bound()
+        if mask is not None and mask.shape[-2:] != images.shape[-2:]:
+            raise ConfigError(f"a mask of {tuple(mask.shape[-2:])} pixels for images of {tuple(images.shape[-2:])}")
+        grids = schedule_of(settings, spec.scales)
+        codes = tokenizer.encode(images, grids).expand(len(label), -1)
+        edit = Edit(codes, None if mask is None else to_latent_mask(mask, grids[-1]), from_scale)
+        tokens = self.edit(network, label, spec, rng, settings, edit, on_step)
+        return tokenizer.decode(tokens, grids).clamp(-1, 1)
 
     def decode(self, tokenizer: Tokenizer, tokens: Tensor, settings: Any) -> Tensor:
         """Images [B,3,R,R'] of what `sample` gave under `settings`, whose schedule may not be the tokenizer's."""
@@ -151,7 +182,7 @@ class NextScale(Process):
         parts: list[Tensor] = []
         broken = torch.zeros(len(label), dtype=torch.bool, device=label.device)
         able = cast(NextScaleNetwork, network)
-        for drawn in generate(able, tokenizer, label, grids, settings, Streams(rng), edit):
+        for drawn in generate(able, tokenizer, label, grids, settings, streams(rng), edit):
             parts.append(drawn.tokens)
             broken |= ~drawn.logits.flatten(1).isfinite().all(1)
             if on_step is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -20,12 +20,17 @@ from samplers.categorical import choose, exponential, filtered, greedy, soft_cho
 from samplers.noise import SampleRng
 
 Side: TypeAlias = PositiveInt | tuple[PositiveInt, PositiveInt]
+Noise: TypeAlias = Callable[[int, int, int], Tensor]
+"""(scale k, its positions l, V) -> the Exp(1) noise [B,l,V] that chooses its codes."""
 _FORBIDDEN = -100.0  # the logit of codes that are never drawn
 _COARSE = 3  # scales of so few positions are kept whole in an edit
 
 
 class MultiscaleTokenizer(Protocol):
     """What this process needs of a tokenizer; see genlab.tokenization.multiscale."""
+
+    def encode(self, images: Tensor, scales: Schedule | None = None) -> Tensor:
+        """Images -> codes [B,L]."""
 
     def inputs(self, codes: Tensor, scales: Schedule | None = None) -> Tensor:
         """Codes [B,L] -> what stands at the scales after the first, [B,L-l_0,C]."""
@@ -137,15 +142,9 @@ class Drawn(NamedTuple):
     """The tokenizer's maps after this scale."""
 
 
-class Streams:
-    """Noise from the samples' own streams, with which codes are chosen."""
-
-    def __init__(self, rng: SampleRng):
-        self._rng = rng
-
-    def __call__(self, k: int, length: int, vocab: int) -> Tensor:
-        """Exp(1) noise [B,l,V] for scale k."""
-        return exponential(self._rng, length, vocab)
+def streams(rng: SampleRng) -> Noise:
+    """Noise from the samples' own streams."""
+    return lambda k, length, vocab: exponential(rng, length, vocab)
 
 
 def generate(
@@ -154,10 +153,10 @@ def generate(
     label: Tensor,
     grids: tuple[Grid, ...],
     settings: NextScaleSampling,
-    noise: Streams,
+    noise: Noise,
     edit: Edit | None = None,
 ) -> Iterator[Drawn]:
-    """Sample scale by scale for label [B] (VAR, algorithm 2 and section 4).
+    """Sample scale by scale for label [B].
 
     Conditional and unconditional rows run as one batch, of the same codes.
 

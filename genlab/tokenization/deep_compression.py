@@ -46,12 +46,17 @@ class DeepCompressionTokenizer(TrainableTokenizer):
 
     def forward(self, images: Tensor, rng: SampleRng) -> Reconstruction:
         """The reconstruction; the tokenizer has no loss of its own."""
-        return Reconstruction(self.decoder(self.encode(images)), images.new_zeros(len(images)), {})
+        latents = self.encode(images)
+        return Reconstruction(self.decoder(latents), images.new_zeros(len(images)), {}, latents=latents)
 
     @property
     def last_layer(self) -> nn.Parameter:
         last = self.decoder.get_submodule("conv_out")
         return last.get_parameter("weight" if isinstance(last, nn.Conv2d) else "conv.weight")
+
+    @property
+    def last_encoder_layer(self) -> nn.Parameter:
+        return self.encoder.get_parameter("conv_out.weight")
 
 
 class DeepCompression(Settings):

@@ -73,11 +73,16 @@ class KLTokenizer(TrainableTokenizer):
         kl = divergence(moments.float())
         # The published weights go with an error summed over the image; genlab's is a mean.
         loss = kl * (self.config.kl_weight / images[0].numel())
-        return Reconstruction(self._reconstruct(self._latents(moments, rng)), loss, {"kl": kl})
+        latents = self._latents(moments, rng)
+        return Reconstruction(self._reconstruct(latents), loss, {"kl": kl}, latents=latents)
 
     @property
     def last_layer(self) -> nn.Parameter:
         return self.decoder.get_parameter("conv_out.weight")
+
+    @property
+    def last_encoder_layer(self) -> nn.Parameter:
+        return self.encoder.get_parameter("conv_out.weight")
 
     def _latents(self, moments: Tensor, rng: SampleRng) -> Tensor:
         if not self.config.sample:

@@ -13,12 +13,14 @@ class Ema:
     """average <- decay * average + (1 - decay) * weights, after every update; buffers are copied.
 
     The average starts as a copy of the weights. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 + n)),
-    so that short runs are not dominated by the initial weights.
+    so that short runs are not dominated by the initial weights. Parameters without gradients, which stay as they are,
+    are left out of `state`.
     """
 
     def __init__(self, network: nn.Module, decay: float, warmup: bool = False):
         self.decay, self.warmup, self.updates = decay, warmup, 0
-        self._live = network.state_dict(keep_vars=True)
+        frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        self._live = {name: value for name, value in network.state_dict(keep_vars=True).items() if name not in frozen}
         self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from genlab.core.contracts import Batch, to_float, to_uint8
 from genlab.core.generator import Generator
 from genlab.training.objective import Networks, Objective, Role, Turn
+from genlab.training.representation import Aligned
 from samplers.noise import SampleRng, spawn
 
 _TOKENS, _LABELS, _PROCESS = range(3)  # streams of a sample's random numbers
@@ -20,21 +22,31 @@ class GenerationObjective(Objective):
 
     Args:
         generator: tokenizer (frozen), network (trained) and process.
-        role: how the network is updated; its `network` is the generator's.
+        role: how the network is updated; its `network` is the generator's, or with `aligned` that one's.
         label_dropout: per-sample probability of training without the class, in [0, 1].
         preview_count, preview_seed: pictures in the grids made while training, and their seed.
+        aligned: the generator's network with what draws its tokens towards a vision encoder's features.
     """
 
     def __init__(
-        self, generator: Generator, role: Role, label_dropout: float, preview_count: int = 64, preview_seed: int = 0
+        self,
+        generator: Generator,
+        role: Role,
+        label_dropout: float,
+        preview_count: int = 64,
+        preview_seed: int = 0,
+        aligned: Aligned | None = None,
     ):
         self.generator, self.role, self.label_dropout = generator, role, label_dropout
         self.preview_count, self.preview_seed = preview_count, preview_seed
+        self.aligned = aligned
 
     def roles(self) -> dict[str, Role]:
-        return {"network": self.role, "tokenizer": Role(self.generator.tokenizer)}
+        roles = {"network": self.role, "tokenizer": Role(self.generator.tokenizer)}
+        return roles if self.aligned is None else {**roles, "encoder": Role(self.aligned.encoder)}
 
     def turns(self, step: int) -> Sequence[Turn]:
+        self.generator.network.normalise_weights()
         return [Turn("network", self._loss)]
 
     def _loss(self, networks: Networks, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
@@ -45,7 +57,19 @@ class GenerationObjective(Objective):
             tokens = tokenizer.prepare(raw, rng.fork(_TOKENS))  # [B, ...]
             dropped = rng.fork(_LABELS).uniform() < self.label_dropout  # [B]
             label = torch.where(dropped, self.generator.network.null_label, batch.label)
+        if self.aligned is not None:
+            return self._aligned_loss(self.aligned, networks, batch, tokens, label, rng.fork(_PROCESS))
         return self.generator.process.loss(networks["network"], tokens, label, rng.fork(_PROCESS))
+
+    def _aligned_loss(
+        self, aligned: Aligned, networks: Networks, batch: Batch, tokens: Tensor, label: Tensor, rng: SampleRng
+    ) -> dict[str, Tensor]:
+        """The process's losses and the alignment's, [B], of the batch sorted by label."""
+        assert batch.images is not None, "an encoder sees images"
+        order = label.argsort(stable=True)  # a process that arranges the batch by label (ARFlow) then leaves it so
+        features = networks["encoder"](to_float(batch.images[order]))
+        process = partial(self.generator.process.loss, tokens=tokens[order], label=label[order], rng=rng.rows(order))
+        return aligned.losses(networks["network"], features, process)
 
     def preview(self, share: tuple[int, int]) -> Tensor:
         part, parts = share

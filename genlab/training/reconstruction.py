@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genlab.core.contracts import Batch, LatentSpec, TrainableTokenizer, to_float, to_uint8
+from genlab.core.contracts import Batch, LatentSpec, Reconstruction, TrainableTokenizer, to_float, to_uint8
 from genlab.core.errors import ConfigError
 from genlab.tokenization.losses.adversarial import (
     AdversarialSettings,
@@ -22,6 +22,7 @@ from genlab.tokenization.losses.adversarial import (
 from genlab.tokenization.losses.augment import diff_augment
 from genlab.tokenization.losses.configs import ReconstructionLosses
 from genlab.tokenization.quantizers.codes import Usage
+from genlab.training.latent_alignment import LatentAlignment
 from genlab.training.objective import Networks, Objective, Role, Turn
 from genlab.training.optimizers import AdamW
 from genlab.training.settings import TrainingSettings
@@ -35,13 +36,17 @@ class ReconstructionSettings(ReconstructionLosses):
 
     adversarial: AdversarialSettings | None = None
     """A discriminator beside the tokenizer."""
+    alignment: LatentAlignment | None = None
+    """Draw the latents of a continuous tokenizer towards a vision encoder's features."""
     sizes: tuple[PositiveInt, ...] = ()
     """Train on images resized to one of these sides, another each step; default: the data's side alone."""
 
-    def check(self, image_size: int) -> None:
-        """Raises ConfigError for sizes above that of the data."""
-        if self.sizes and max(self.sizes) > image_size:
-            raise ConfigError(f"reconstruction.sizes: {max(self.sizes)} is above the data's {image_size}")
+    def check(self, spec: LatentSpec) -> None:
+        """Raises ConfigError for sizes above that of the data, and for an alignment of codes."""
+        if self.sizes and max(self.sizes) > spec.image_size:
+            raise ConfigError(f"reconstruction.sizes: {max(self.sizes)} is above the data's {spec.image_size}")
+        if self.alignment is not None and spec.kind != "continuous":
+            raise ConfigError(f"reconstruction.alignment: aligns continuous latents, not {spec.kind} ones; remove it")
 
 
 class Adversary(nn.Module):
@@ -79,12 +84,19 @@ class ReconstructionObjective(Objective):
         self.sizes = settings.sizes or (size,)
         self.adversary = Adversary(settings.adversarial, size) if settings.adversarial else None
         self.usage = _UsagePerPart(tokenizer.spec) if tokenizer.spec.vocab else None
+        self.aligned = self.encoder = None
+        if settings.alignment is not None:
+            self.encoder = settings.alignment.encoder.build(tokenizer.spec.grid[0])
+            self.aligned = settings.alignment.wrap(tokenizer, self.encoder.channels)
         self.step = 0
         self.fakes: list[tuple[Tensor, Tensor]] = []  # this step's images and reconstructions, for the discriminator
 
     def roles(self) -> dict[str, Role]:
         t = self.training
-        roles = {"tokenizer": Role(self.tokenizer, t.optimizer, t.lr, t.clip_norm, t.ema, t.ema_warmup)}
+        trained = self.aligned or self.tokenizer
+        roles = {"tokenizer": Role(trained, t.optimizer, t.lr, t.clip_norm, t.ema, t.ema_warmup)}
+        if self.encoder is not None:
+            roles["encoder"] = Role(self.encoder)
         roles |= {f"losses-{side}": Role(losses) for side, losses in self.losses.items()}
         if self.usage is not None:
             roles["usage"] = Role(self.usage)  # counts on the device
@@ -105,16 +117,34 @@ class ReconstructionObjective(Objective):
         assert batch.images is not None, "a tokenizer trains on images"
         side = self.sizes[self.step % len(self.sizes)]
         images = _resized(to_float(batch.images), side)
-        made = networks["tokenizer"](images, rng.fork(_TOKENIZER))
+        made, aligned = self._pass(networks, images, rng.fork(_TOKENIZER))
         terms = networks[f"losses-{side}"](images, made.images)
         total = terms.pop("total")
         if self.usage is not None and made.codes is not None:
             self.usage.count(made.codes)
+        if aligned is not None:
+            terms |= self._align(total, aligned)
         if self._judges():
             self.fakes.append((images, made.images.detach()))
             terms |= self._convince(networks["discriminator"], made.images, total, rng)
-        loss = total + made.loss + terms.pop("adversarial_part", 0.0)
+        loss = total + made.loss + terms.pop("adversarial_part", 0.0) + terms.pop("alignment_part", 0.0)
         return {"loss": loss, **terms, **made.terms}
+
+    def _pass(self, networks: Networks, images: Tensor, rng: SampleRng) -> tuple[Reconstruction, Tensor | None]:
+        """The tokenizer's training pass, and the alignment of its latents [B] where that is asked for."""
+        if self.encoder is None:
+            return networks["tokenizer"](images, rng), None
+        return cast(tuple[Reconstruction, Tensor], networks["tokenizer"](images, rng, networks["encoder"](images)))
+
+    def _align(self, total: Tensor, aligned: Tensor) -> dict[str, Tensor]:
+        """The alignment loss, its weight, and their product (alignment_part)."""
+        assert self.settings.alignment is not None
+        weight = self.settings.alignment.weigh(total, aligned, self.tokenizer)
+        return {
+            "alignment": aligned,
+            "alignment_weight": weight.expand(len(aligned)),
+            "alignment_part": weight * aligned,
+        }
 
     def _convince(self, judge: Callable[..., Tensor], fake: Tensor, total: Tensor, rng: SampleRng) -> dict[str, Tensor]:
         """The tokenizer's adversarial loss, its weight, and their product (adversarial_part)."""

@@ -111,7 +111,7 @@ def test_a_vq_learns_digits_and_uses_its_codes(vq):
     assert codes.shape == (len(images), 4, 4) and codes.max() < 32
     judge = DigitsClassifier().fit(*real.fetch(range(len(real))))
     accuracy, _ = judge.class_accuracy(to_uint8(tokenizer.decode(codes)), labels)
-    assert accuracy > 0.8  # the recipes, trained longer, reach more: benchmarks/tokenizers.py
+    assert accuracy > 0.8  # the recipes, trained longer, reach more: benchmarks/tokenizer_recipes.py
 
 
 def test_a_tokenizer_is_scored_with_a_report(vq, tmp_path):

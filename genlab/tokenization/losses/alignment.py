@@ -25,6 +25,15 @@ def distance_matrix_margin(latents: Tensor, features: Tensor, margin: float) -> 
     return F.relu((z @ z.mT - f @ f.mT).abs() - margin).mean((1, 2))
 
 
+def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch features [B,N,D] of a square grid, resampled bilinearly to [B,h*w,D] where `grid` = (h, w) is another."""
+    side = math.isqrt(features.shape[1])
+    if (side, side) == grid:
+        return features
+    maps = features.mT.unflatten(2, (side, side)).float()  # [B,D,n,n]
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=False).flatten(2).mT
+
+
 class AlignmentLoss(nn.Module):
     """Both terms; its linear map from latents to features learns along with the tokenizer."""
 
@@ -38,11 +47,7 @@ class AlignmentLoss(nn.Module):
 
         Features of another grid are resampled bilinearly to the latents'.
         """
-        side = math.isqrt(features.shape[1])
-        if (side, side) != latents.shape[2:]:
-            grid = features.mT.unflatten(2, (side, side))
-            features = F.interpolate(grid.float(), latents.shape[2:], mode="bilinear", align_corners=False)
-            features = features.flatten(2).mT
+        features = on_grid(features, (latents.shape[2], latents.shape[3]))
         with torch.autocast(latents.device.type, enabled=False):
             z, f = latents.float().flatten(2).mT, features.float()  # [B,N,Z], [B,N,D]
             cosine = cosine_margin(self.project(z), f, self.config.cosine_margin)

@@ -125,6 +125,32 @@ def test_an_edit_keeps_what_the_mask_covers(parts):
     assert torch.equal(edit(parts, Edit(own, torch.ones(5, 5))), own)
 
 
+def test_images_are_edited(parts):
+    network, process, _ = parts
+    image = torch.rand(1, 3, 10, 10) * 2 - 1
+    mask = torch.ones(10, 10)
+    label = torch.tensor([0, network.null_label])
+    kept = process.edit_images(network, label, image, mask, spawn(0, [0, 1]), GUIDED)
+    again = process.tokenizer.decode(process.tokenizer.encode(image)).clamp(-1, 1)
+    torch.testing.assert_close(kept, again.expand(2, -1, -1, -1))
+    fresh = process.edit_images(network, label, image, mask.fill_(0), spawn(0, [0, 1]), GUIDED)
+    assert not torch.isclose(fresh, kept).all()
+    with pytest.raises(ConfigError, match="mask of"):
+        process.edit_images(network, label, image, mask[:5], spawn(0, [0, 1]), GUIDED)
+
+
+def test_a_canvas_grows_to_the_side():
+    """FlexVAR: the image in the middle stays, what is around it is painted."""
+    torch.manual_seed(1)
+    tokenizer = FLEXIBLE.build(10).eval()
+    settings = NextScaleSampling(scales=((1, 1), (2, 4), (5, 10)))
+    canvas, mask = torch.zeros(1, 3, 10, 20), torch.zeros(10, 20)
+    canvas[..., 5:15], mask[:, 5:15] = torch.rand(1, 3, 10, 10), 1.0
+    network, process = perturbed(FlexVAR(SCALES, **SIZES)), NextScale().over(tokenizer)
+    out = process.edit_images(network, torch.tensor([0, 1]), canvas, mask, spawn(0, [0, 1]), settings)
+    assert out.shape == (2, 3, 10, 20)
+
+
 def test_scales_are_regenerated_from_one_on(parts):
     own = sample(parts, label=(2, 2), index=(5, 6))
     again = edit(parts, Edit(own[:, :14], from_scale=3))

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from genlab.core.errors import CheckpointError
 from genlab.core import weights
+from genlab.core.errors import CheckpointError
 from genlab.training import checkpoint
 
 

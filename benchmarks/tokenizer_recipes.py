@@ -1,6 +1,6 @@
 """The small tokenizer recipes, trained and scored on held-out images; and training from a cache against encoding live.
 
-    python benchmarks/tokenizers.py [--only vq,rvq,...] [--images N]
+    python benchmarks/tokenizer_recipes.py [--only vq,rvq,...] [--images N]
 
 Prints for each recipe the training's seconds, PSNR in dB, share of the codes in use and, for digits, how many
 reconstructions an SVM trained on real digits still recognises; for the residual one the error after each depth.
