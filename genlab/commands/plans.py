@@ -59,10 +59,10 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
         check(source.index, generator.tokenizer.spec)
     aligned = _align(config, generator, source)
     trained = aligned.network if aligned else generator.network
-    role = Role(
-        trained, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup
+    role = Role(trained, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup)
+    objective = GenerationObjective(
+        generator, role, settings.label_dropout, settings.preview_count, config.seed, aligned
     )
-    objective = GenerationObjective(generator, role, settings.label_dropout, settings.preview_count, config.seed, aligned)
 
     def scores(accelerator: Accelerator) -> Scores | None:
         images = source.build_images() if isinstance(source, LatentSource) and config.evaluation.every else source

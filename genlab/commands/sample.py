@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from genlab.commands import edit as editing
 from genlab.commands.devices import process_state
 from genlab.commands.pictures import save_grid
 from genlab.config import override_sampling
@@ -58,6 +59,9 @@ def sample(
     chosen = _parse_classes(classes, generator)
     labels = label_plan(generator.network.num_classes, chosen, per_class, count)
     plan = {"run": str(run), "seed": seed, "labels": labels, "sampling": settings.model_dump(mode="json")}
+    if edit is not None:
+        generator = editing.editor(generator, settings, edit)
+        plan["edit"] = edit.describe()
     plan["autoguide"] = autoguide
     packed = out.suffix in (".npz", ".safetensors")
     folder = out.with_name(out.name + ".parts") if packed else out

@@ -49,7 +49,9 @@ class Generator:
             raise ConfigError(f"autoguidance: {type(self.process).__name__} has none; leave it out")
         ours, theirs = self.tokenizer.spec, other.tokenizer.spec
         if (ours.fingerprint, ours.shape) != (theirs.fingerprint, theirs.shape):
-            raise ConfigError("autoguidance: the weaker generator has another tokenizer; it must work on the same tokens")
+            raise ConfigError(
+                "autoguidance: the weaker generator has another tokenizer; it must work on the same tokens"
+            )
         if other.network.num_classes and (self.network.num_classes, self.class_names) != (
             other.network.num_classes,
             other.class_names,

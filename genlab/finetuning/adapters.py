@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from genlab.core.contracts import Network

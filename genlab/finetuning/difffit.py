@@ -82,7 +82,9 @@ def sites(network: nn.Module, settings: DiffFitSettings) -> Iterator[Site]:
         )
     chosen = range(len(blocks)) if settings.blocks is None else settings.blocks
     if any(index >= len(blocks) for index in chosen):
-        raise ConfigError(f"finetune.method.blocks: got {max(chosen)}, but the network has blocks 0 to {len(blocks) - 1}")
+        raise ConfigError(
+            f"finetune.method.blocks: got {max(chosen)}, but the network has blocks 0 to {len(blocks) - 1}"
+        )
     for index in chosen:
         block = blocks[index]
         attn, mlp = (_linears(getattr(block, part)) for part in ("attn", "mlp"))

@@ -25,7 +25,7 @@ LAYERS = [
         "genlab.data",
     },
     {"genlab.config_errors", "genlab.config"},
-    {"genlab.model_card", "genlab.pretrained", "genlab.sampling"},
+    {"genlab.model_card", "genlab.pretrained", "genlab.sampling", "genlab.editing"},
     {"genlab.commands"},
     {"genlab.studio"},
     {"genlab.cli"},

@@ -1,0 +1,181 @@
+"""Editing: parts of a given image are made anew for a class, and the rest stays.
+
+For generators whose process can take a part of an image as given: next-scale prediction (in- and out-painting without
+training for it, and everything finer than some scale) and next-X prediction (the same, and all entities from one on).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genlab.core.contracts import OnStep, Raw, SamplingSettings
+from genlab.core.errors import GenlabError
+from genlab.core.generator import Generator
+from genlab.nn.scales import Grid
+from genlab.processes.next_scale import NextScale
+from genlab.processes.next_scale_sampling import NextScaleSampling, schedule_of
+from genlab.processes.next_x import NextX
+from genlab.processes.next_x_sampling import NextXSampling
+from samplers.noise import SampleRng
+
+_LATENTS = 0xED17  # the stream of random numbers that draws a given image's latents from their posterior
+
+
+@torch.no_grad()
+def edit(
+    generator: Generator,
+    image: Tensor,
+    mask: Tensor | None,
+    label: Tensor,
+    rng: SampleRng,
+    settings: SamplingSettings | None = None,
+    from_scale: int | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Images [B,3,H,W] in [-1,1]: `image` with what `mask` chooses made anew for `label` [B].
+
+    What stays keeps its codes or latents, so it looks as the tokenizer reconstructs it. A position of the latent grid
+    is made anew as soon as the mask touches it. The null label leaves it to the surroundings what appears.
+
+    Args:
+        image: [3,H,W] or [1,3,H,W] in [-1,1], of the size that `canvas` gives.
+        mask: bool [H,W], true where to make anew; None: everywhere, from `from_scale` on.
+        rng: one stream per image, on the network's device.
+        settings: the process's sampling settings; default: the generator's.
+        from_scale: keep all coarser scales whole; for next-X prediction, which has entities in their place, keep those
+            with smaller numbers, and there it takes no mask beside it.
+
+    Raises:
+        GenlabError: see `check`.
+    """
+    check(generator, image, mask, settings, from_scale)
+    device, settings = generator.device, settings or generator.sampling
+    images = image.view(1, *image.shape[-3:]).to(device)
+    mask = None if mask is None else mask.to(device)
+    if isinstance(settings, NextScaleSampling):
+        return _next_scale(generator, images, mask, label, rng, settings, from_scale or 0, on_step)
+    assert isinstance(settings, NextXSampling)
+    return _next_x(generator, images, mask, label, rng, settings, from_scale, on_step)
+
+
+def _next_scale(
+    generator: Generator,
+    images: Tensor,
+    mask: Tensor | None,
+    label: Tensor,
+    rng: SampleRng,
+    settings: NextScaleSampling,
+    from_scale: int,
+    on_step: OnStep | None,
+) -> Tensor:
+    process = generator.process
+    assert isinstance(process, NextScale)
+    keep = None
+    if mask is not None:  # the process asks for more than half of a position, a user for all that is touched
+        touched = F.adaptive_max_pool2d(mask[None].float(), schedule_of(settings, generator.tokenizer.spec.scales)[-1])
+        keep = F.interpolate(touched[None], mask.shape)[0, 0] == 0
+    return process.edit_images(generator.network, label, images, keep, rng, settings, from_scale, on_step).float()
+
+
+def _next_x(
+    generator: Generator,
+    images: Tensor,
+    mask: Tensor | None,
+    label: Tensor,
+    rng: SampleRng,
+    settings: NextXSampling,
+    from_entity: int | None,
+    on_step: OnStep | None,
+) -> Tensor:
+    process, tokenizer, network = generator.process, generator.tokenizer, generator.network
+    assert isinstance(process, NextX)
+    raw: Raw = tokenizer.encode(images)
+    assert isinstance(raw, Tensor)
+    tokens = tokenizer.prepare(raw.expand(len(label), *raw.shape[1:]), rng.fork(_LATENTS))  # [B,C,H,W]
+    if mask is not None:
+        tokens = process.edit(network, label, tokens, mask, rng, settings, on_step)
+    else:
+        entities = range(from_entity or 0, _parts(generator, settings))
+        tokens = process.regenerate(network, label, tokens, entities, rng, settings, on_step)
+    return process.decode(tokenizer, tokens, settings).clamp(-1, 1).float()
+
+
+def canvas(generator: Generator, settings: SamplingSettings | None = None) -> Grid:
+    """(H, W) in pixels of the images to edit: those that the generator makes under `settings`."""
+    spec, settings = generator.tokenizer.spec, settings or generator.sampling
+    if not isinstance(settings, NextScaleSampling):
+        return spec.image_size, spec.image_size
+    height, width = schedule_of(settings, spec.scales)[-1]
+    stride = spec.image_size // spec.grid[0]
+    return height * stride, width * stride
+
+
+def check(
+    generator: Generator,
+    image: Tensor,
+    mask: Tensor | None,
+    settings: SamplingSettings | None = None,
+    from_scale: int | None = None,
+) -> None:
+    """Whether `edit` can do this.
+
+    Raises:
+        GenlabError: a process that cannot edit, an image or a mask of the wrong size, nothing to make anew, a scale
+            that does not exist.
+    """
+    process, settings = generator.process, settings or generator.sampling
+    if not isinstance(process, NextScale | NextX):
+        raise GenlabError(
+            f"this generator's process {type(process).__name__} cannot edit images; take one of VAR, FlexVAR, M-VAR, xAR"
+        )
+    size = canvas(generator, settings)
+    if image.shape[-3:] != (3, *size):
+        shown = " x ".join(map(str, image.shape[-2:]))
+        raise GenlabError(f"the image to edit has {shown} pixels, this generator makes {size[0]} x {size[1]}")
+    if mask is None and from_scale is None:
+        raise GenlabError("nothing says what to make anew: give a mask, or the scale from which on")
+    if mask is not None and mask.shape != size:
+        shown = " x ".join(map(str, mask.shape))
+        raise GenlabError(f"the mask has {shown} pixels, the image {size[0]} x {size[1]}; they must agree")
+    if mask is not None and not mask.any():
+        raise GenlabError("the mask is empty: it chooses nothing to make anew")
+    if from_scale is not None:
+        parts = _parts(generator, settings)
+        what = "scales" if isinstance(process, NextScale) else "entities"
+        if not 0 <= from_scale < parts:
+            raise GenlabError(f"from_scale {from_scale}: this generator has {what} 0..{parts - 1}")
+        if mask is not None and isinstance(process, NextX):
+            raise GenlabError(
+                "next-X prediction takes a mask or the number of an entity to begin with, not both; leave one out"
+            )
+
+
+def _parts(generator: Generator, settings: SamplingSettings) -> int:
+    """How many scales or entities an image is made of."""
+    if isinstance(settings, NextScaleSampling):
+        return len(schedule_of(settings, generator.tokenizer.spec.scales))
+    entities = getattr(generator.network, "entities", None)
+    if entities is None:
+        raise GenlabError(f"process next_x needs a network of entities: got {type(generator.network).__name__}")
+    return len(entities)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editor(Generator):
+    """A generator whose samples are edits of one image, for whatever samples generators: `Editor(**vars(generator), ...)`."""
+
+    image: Tensor
+    """[3,H,W] in [-1,1]."""
+    mask: Tensor | None = None
+    """bool [H,W], true where to make anew."""
+    from_scale: int | None = None
+
+    def sample(
+        self, label: Tensor, rng: SampleRng, settings: SamplingSettings | None = None, on_step: OnStep | None = None
+    ) -> Tensor:
+        """As `edit`."""
+        return edit(self, self.image, self.mask, label, rng, settings, self.from_scale, on_step)
