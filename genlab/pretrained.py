@@ -3,6 +3,7 @@
     export/tokenizer/             the trained tokenizer that it works on, if any (tokenization/storage.py)
     export/config.json            how to build it: tokenizer, network, process, default sampling, classes, provenance
     export/network.safetensors    weights; its header repeats what identifies them
+    export/adapter.safetensors    of a fine-tuned one: what differs from its base, enough where the base is at hand
     export/README.md              model card
 
 Nothing that is read here can execute.
@@ -18,24 +19,27 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from genlab import __version__
 from genlab.config import RunConfig, validate_parts
 from genlab.config_errors import nearest
-from genlab.core.contracts import Tokenizer
+from genlab.core.contracts import Network, Tokenizer
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.core.files import whole_folder, write_text
 from genlab.core.generator import Generator
 from genlab.core.hub import download, is_repository
 from genlab.core.weights import fill_all, read_tensors
+from genlab.finetuning import stored
 from genlab.model_card import model_card
-from genlab.tokenization.storage import find_folder
+from genlab.tokenization.storage import find_folder, holds_tokenizer
 from genlab.training import checkpoint
 from genlab.training.heads import without_head
 
 DESCRIPTION = "generator.json"  # in a run folder: the export's config.json, written when training starts
 FORMAT = 1
 _BUNDLED = "tokenizer"  # folder of an export
+_WEIGHTS, _ADAPTER = "network.safetensors", "adapter.safetensors"
 
 
 def describe(config: RunConfig, tokenizer: Tokenizer, num_classes: int, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def export(run: Path) -> Path:
     if source is None:
         raise CheckpointError(f"{run}: has no sound checkpoint to export")
     description["images"] = checkpoint.read_state(source)["images"]
-    weights = without_head(read_tensors(source / f"{_weights_stem(description)}.safetensors"))
+    weights, adapter = _from_checkpoint(source, description, trust=True)
     header = {
         key: str(description[key]) for key in ("name", "data", "image_size", "num_classes", "ema", "images", "license")
     }
@@ -97,7 +101,10 @@ def export(run: Path) -> Path:
     header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
     with whole_folder(run / "export") as folder:
         _bundle_tokenizer(description["tokenizer"], folder)
-        save_file(weights, folder / "network.safetensors", header)
+        save_file(weights, folder / _WEIGHTS, header)
+        if adapter:
+            begun = description["finetune"]
+            save_file(adapter, folder / _ADAPTER, header | {"base": begun["base"], "base_checksum": begun["checksum"]})
         write_text(folder / "config.json", json.dumps(description, indent=1))
         write_text(folder / "README.md", model_card(description, header))
     return run / "export"
@@ -113,21 +120,49 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
         CheckpointError: nothing usable there; the message says what was found.
     """
     folder = locate(source)
-    if (folder / "config.json").exists():
-        where, weights = folder / "config.json", read_tensors(folder / "network.safetensors")
-        description = _read_json(where)
-    else:
-        where = folder / DESCRIPTION
-        description = _read_json(where)
+    where = folder / ("config.json" if (folder / "config.json").exists() else DESCRIPTION)
+    description = _read_json(where)
+    if where.name == DESCRIPTION:
         newest, problems = checkpoint.latest(folder / "checkpoints")
         if newest is None:
             detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
             raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
-        weights = without_head(read_tensors(newest / f"{_weights_stem(description)}.safetensors"))
+        weights, _ = _from_checkpoint(newest, description, trust)
+    elif (folder / _ADAPTER).exists() and not (folder / _WEIGHTS).exists():
+        weights = None
+    else:
+        weights = read_tensors(folder / _WEIGHTS)
     _unbundle_tokenizer(description["tokenizer"], folder)
     generator = build(description, str(where), trust)
-    fill_all(generator.network.state_dict(), weights, str(folder))
+    if weights is None:
+        _join(generator.network, description, folder / _ADAPTER, trust)
+    else:
+        fill_all(generator.network.state_dict(), weights, str(folder))
     return generator.to(device)
+
+
+def _from_checkpoint(
+    source: Path, description: dict[str, Any], trust: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights to use of a checkpoint, and of a fine-tuned network also what differs from its base."""
+    averages = without_head(read_tensors(source / f"{_weights_stem(description)}.safetensors"))
+    begun = stored.origin(description, str(source))
+    if begun is None:
+        return averages, {}
+    weights = {**without_head(read_tensors(source / _WEIGHTS)), **averages}  # averages leave out what is not trained
+    return stored.split(build(description, str(source), trust).network, weights, begun, str(source))
+
+
+def _join(network: Network, description: dict[str, Any], file: Path, trust: bool) -> None:
+    """Fill `network` from the base that the description names and the difference in `file`."""
+    begun = stored.origin(description, str(file))
+    if begun is None:
+        raise CheckpointError(f"{file}: a difference, but config.json names no base; export again")
+    try:
+        base = from_pretrained(begun.base, trust=trust)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: a difference from {begun.base}, which cannot be used: {error}") from error
+    stored.join(network, base.network, read_tensors(file), begun, str(file))
 
 
 def _bundle_tokenizer(tokenizer: dict[str, Any], folder: Path) -> None:
@@ -149,6 +184,11 @@ def locate(source: str | Path) -> Path:
         CheckpointError: no such folder, nothing of genlab in it, or the hub cannot be reached.
     """
     path = Path(source)
+    if holds_tokenizer(path):
+        raise CheckpointError(
+            f"{path}: a tokenizer, no generator; score it with genlab evaluate, or build on it with"
+            f" tokenizer={{name: trained, path: {path}}}"
+        )
     for folder in (path / "export", path):
         if (folder / "config.json").exists():
             return folder

@@ -13,6 +13,7 @@ from genlab.config import validate_parts
 from genlab.core.contracts import SamplingSettings
 from genlab.core.errors import CheckpointError, ConfigError, GenlabError
 from genlab.pretrained import DESCRIPTION, locate
+from genlab.tokenization.storage import holds_tokenizer
 from genlab.training import checkpoint
 
 _LARGEST = 16 * 2**20  # bytes of a description; ImageNet's has 50 thousand
@@ -107,7 +108,7 @@ class Catalog:
                 notes.append(f"{source}: no such folder yet")
                 continue
             for child in sorted(root.iterdir()):
-                if child.name.startswith(".") or not child.is_dir():
+                if child.name.startswith(".") or not child.is_dir() or holds_tokenizer(child):
                     continue
                 if not child.resolve().is_relative_to(root.resolve()):
                     notes.append(f"{child}: leads out of {source}; name its own folder when starting the studio")
