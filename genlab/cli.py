@@ -65,14 +65,32 @@ def sample(
         str | None,
         typer.Option(metavar="RUN", help="Guide away from this weaker generator instead: smaller or less trained."),
     ] = None,
+    edit: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Change this image instead (VAR, FlexVAR, M-VAR, xAR).")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="MASK", help="With --edit: an image of its size, white where to make anew.")
+    ] = None,
+    place: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="With --edit: lay it on the canvas here, and paint around it.")
+    ] = None,
+    from_scale: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --edit: keep all coarser scales (xAR: earlier cells), make the rest anew."),
+    ] = None,
     trust: Annotated[bool, typer.Option(help="Allow descriptions that name Python classes outside genlab.")] = False,
 ) -> None:
-    """Make images from a trained generator."""
+    """Make images from a trained generator, or edits of an image."""
+    from genlab.commands.edit import Options as Edit
     from genlab.commands.sample import sample as command
+
+    if edit is None and (mask, place, from_scale) != (None, None, None):
+        raise ConfigError("--mask, --place and --from-scale say how to change an image: name it with --edit")
+    change = None if edit is None else Edit(edit, mask, place, from_scale)
 
     named = {"sampler": sampler, "steps": steps, "guidance": guidance}
     settings = [f"{key}={value}" for key, value in named.items() if value is not None] + (overrides or [])
-    command(run, out, classes, per_class, count, seed, batch, settings, trust, autoguide)
+    command(run, out, classes, per_class, count, seed, batch, settings, trust, autoguide, change)
 
 
 @app.command()
@@ -204,7 +222,8 @@ def convert(
         str | None,
         typer.Option(
             "--from",
-            help="dit, sit, repa, lightningdit, dimr, fit, arflow, tokenizer or diffusers. Default: as it looks.",
+            help="dit, sit, repa, lightningdit, dimr, fit, arflow, var, flexvar, mvar, xar, edm, edm2, tokenizer or "
+            "diffusers. Default: as it looks.",
         ),
     ] = None,
     recipe: Annotated[
@@ -214,7 +233,7 @@ def convert(
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, for sizes that are not published.")] = None,
     classes: Annotated[int | None, typer.Option(min=0, help="Refuse a generator of another number of classes.")] = None,
     statistics: Annotated[
-        str | None, typer.Option(help="A file with mean and std of a tokenizer's latents, as VA-VAE has.")
+        str | None, typer.Option(help="A file with mean and std of a tokenizer's latents, as VA-VAE has; or edm2.")
     ] = None,
     to_diffusers: Annotated[
         bool, typer.Option("--to-diffusers", help="The other way: an export of genlab's as a folder of diffusers.")

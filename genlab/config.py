@@ -23,6 +23,8 @@ from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.data.configs import DataConfig
 from genlab.evaluation.protocols import EvaluationSettings, ExpectedScore
+from genlab.finetuning import adapters
+from genlab.finetuning.settings import FinetuneSettings
 from genlab.networks.arflow import ARFlowConfig
 from genlab.networks.dimr import DiMRConfig
 from genlab.networks.dit import DiTConfig
@@ -123,7 +125,8 @@ class _Run(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
-        parts = {"seed", "data", "tokenizer", "network", "process", "reconstruction", "alignment", "training"}
+        parts = {"seed", "data", "tokenizer", "network", "process", "training"}
+        parts |= {"reconstruction", "alignment", "finetune"}
         tree = self.model_dump(mode="json", include=parts)
         free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
         free |= {"keep_last", "keep_every"} | {
@@ -152,6 +155,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
     """One training run of a generator: what is trained on what, how, and how it samples by default."""
 
     evaluation: EvaluationSettings = EvaluationSettings()
+    finetune: FinetuneSettings | None = None
+    """The trained generator to start from, and what of it is trained; by default all of a network with new weights."""
     alignment: RepresentationAlignment | None = None
     """Draw a transformer's hidden tokens towards a vision encoder's features while it trains (REPA)."""
 
@@ -173,6 +178,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
             check(network)
         if self.alignment is not None:
             self.alignment.check(network, spec)
+        if self.finetune is not None:
+            adapters.apply(network, self.finetune.method)
         return self
 
 

@@ -130,7 +130,7 @@ def check(
     process, settings = generator.process, settings or generator.sampling
     if not isinstance(process, NextScale | NextX):
         raise GenlabError(
-            f"this generator's process {type(process).__name__} cannot edit images; take one of VAR, FlexVAR, M-VAR, xAR"
+            f"this generator's process {type(process).__name__} cannot edit images; VAR, FlexVAR, M-VAR, xAR can"
         )
     size = canvas(generator, settings)
     if image.shape[-3:] != (3, *size):
@@ -166,7 +166,7 @@ def _parts(generator: Generator, settings: SamplingSettings) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Editor(Generator):
-    """A generator whose samples are edits of one image, for whatever samples generators: `Editor(**vars(generator), ...)`."""
+    """A generator whose samples are edits of one image: `Editor(**vars(generator), image=..., mask=...)`."""
 
     image: Tensor
     """[3,H,W] in [-1,1]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from genlab import config as configs
 from genlab import pretrained
 from genlab.config import RunConfig
-from genlab.convert import autoencoders, dit
+from genlab.convert import autoencoders, dit, edm, var
 from genlab.convert.checkpoint_files import find_state, read_checkpoint
 from genlab.convert.fetch import fetch
 from genlab.convert.generators import FAMILIES, Family, Found, recognise
@@ -27,11 +27,22 @@ from genlab.tokenization import storage
 from genlab.tokenization.kl import KL
 
 ORIGINS: tuple[str, ...] = (*FAMILIES, "tokenizer", "diffusers")
-_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit", "lightningdit": "mit", "repa": "mit"}
+_LICENSES = {
+    "dit": "cc-by-nc-4.0",
+    "sit": "mit",
+    "lightningdit": "mit",
+    "repa": "mit",
+    "edm": "cc-by-nc-sa-4.0",
+    "edm2": "cc-by-nc-sa-4.0",
+}
 """Of the published weights, as far as they state one."""
 _TOKENIZERS = {
     "tokenizers/sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
     "tokenizers/vavae-f16d32": "hustvl/vavae-imagenet256-f16d32-dinov2:vavae-imagenet256-f16d32-dinov2.pt",
+    "tokenizers/sd-vae-edm2": "stabilityai/sd-vae-ft-mse --statistics edm2",
+    "tokenizers/kl-16": "kl16.ckpt",
+    "tokenizers/var-vqvae": "FoundationVision/var:vae_ch160v4096z32.pth",
+    "tokenizers/flexvar-vq": "jiaosiyu1999/FlexVAR:FlexVAE.pth",
 }
 """Where the tokenizers of the ImageNet recipes are published."""
 _STATISTICS = "latents_stats.pt"
@@ -66,12 +77,14 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
         found, which = _diffusers_network(source), "unnamed"
     elif kind is not None or options.origin == "tokenizer":
         return _tokenizer(source, out, options)
+    elif source.suffix == ".pkl":
+        found, which = recognise(edm.read_pickle(source), str(source)), "ema"
     else:
-        content = read_checkpoint(source)
+        content = _under_common_names(read_checkpoint(source))
         if options.origin is None and _is_tokenizer(find_state(content, str(source))):
             return _tokenizer(source, out, options)
         state, which = dit.select(content, str(source), options.weights)
-        found = recognise(state, str(source), options.heads)
+        found = recognise(state, str(source), options.heads, _scales(options) if var.family_of(state) else None)
     family = _family(found, "dit" if kind else options.origin, str(source))
     _generator(source, out, found, family, which, options)
     return None
@@ -85,6 +98,27 @@ def check_free(out: Path) -> None:
 
 def _is_tokenizer(state: Mapping[str, Tensor]) -> bool:
     return any("decoder.conv_in." in key for key in state)
+
+
+def _under_common_names(content: Any) -> Any:
+    """A trainer's checkpoint with its weights under `model`, and averages under `ema`, whatever it calls them."""
+    trainer = content.get("trainer") if isinstance(content, Mapping) else None
+    for key in ("var_wo_ddp", "mvar_wo_ddp"):  # VAR, FlexVAR; M-VAR. They keep no averages
+        if isinstance(trainer, Mapping) and key in trainer:
+            return trainer[key]
+    if isinstance(content, Mapping) and "model_ema" in content:  # xAR
+        return {"ema": content["model_ema"], **{key: content[key] for key in ("model",) if key in content}}
+    return content
+
+
+def _scales(options: Options) -> tuple[int, ...] | None:
+    """Those of the tokenizer that the given recipe names, which weights do not tell."""
+    if options.recipe is None:
+        return None
+    tree = configs.read(options.recipe, options.overrides)
+    _check_tokenizer(tree.get("tokenizer"))
+    config = configs.validate(tree, str(options.recipe))
+    return config.tokenizer.latent_spec(config.data.size).scales
 
 
 def _diffusers_class(source: Path) -> str | None:
@@ -134,7 +168,7 @@ def _generator(source: Path, out: Path, found: Found, family: Family, which: str
         own = source / "vae" if (source / "vae" / "config.json").is_file() else None
         config, spec = _config(found, family, own, folder, options)
         tokenizer = config.tokenizer.build(spec.image_size)
-        network = found.network(spec.grid)
+        network = found.network(spec)
         description = pretrained.describe(config, tokenizer, found.num_classes, _class_names(found.num_classes))
         origin = {"source": source.name, "family": family, "preset": found.preset or "none", "weights": which}
         description |= {"ema": None, "data": "unknown", **origin}
@@ -188,15 +222,25 @@ def _config(
             f"the network is for latents of {found.channels} channels, tokenizer {config.tokenizer.name} of {file} "
             f"makes {spec.channels}: give another --recipe or tokenizer"
         )
-    if spec.grid != found.grid and found.section["name"] != "fit":  # rotary positions alone go beyond the trained grid
+    if spec.vocab != found.vocab:
+        raise CheckpointError(
+            f"the network is for {found.vocab} codes, tokenizer {config.tokenizer.name} of {file} has {spec.vocab}: "
+            "give another --recipe or tokenizer"
+        )
+    if spec.grid != found.grid and not found.any_grid:
         size = config.data.size * found.grid[0] // spec.grid[0]
         if options.recipe is not None or any(override.startswith("data.size=") for override in options.overrides):
             raise CheckpointError(
-                f"the network's position table is for latents of {found.grid[0]} x {found.grid[1]}, images of "
+                f"the network is for latents of {found.grid[0]} x {found.grid[1]}, images of "
                 f"{config.data.size} px have {spec.grid[0]} x {spec.grid[1]}: set data.size={size}"
             )
         config = config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
         spec = config.tokenizer.latent_spec(size)
+    if spec.scales != found.scales and not found.any_grid:
+        raise CheckpointError(
+            f"the network is for scales {found.scales}, tokenizer {config.tokenizer.name} of {file} has {spec.scales}: "
+            "give another --recipe or tokenizer"
+        )
     learned = getattr(config.process, "variance", None) == "learned_range"
     if learned and not found.section.get("learn_sigma"):
         raise CheckpointError(
@@ -211,8 +255,9 @@ def _recipe(found: Found, family: Family) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    large = "imagenet512" if found.grid[0] > 32 else "imagenet256"
+    large = "imagenet512" if found.grid[0] > (16 if found.scales else 32) else "imagenet256"
     stages = len(found.section.get("stages", ()))
+    preset = (found.preset or "").lower().replace("-", "_")
     names = {
         "dit": f"{large}/dit_xl_2",
         "sit": f"{large}/sit_xl_2",
@@ -221,6 +266,12 @@ def _recipe(found: Found, family: Family) -> Path:
         "arflow": "imagenet256/arflow_xl_2",
         "fit": "imagenet256/dit_xl_2" if found.section.get("learn_sigma") else "imagenet256/fitv2_xl_2",
         "dimr": {2: "imagenet256/dimr_xl_2r", 3: "imagenet512/dimr_xl_3r"}.get(stages, ""),
+        "var": "imagenet512/var_d36" if large == "imagenet512" else "imagenet256/var_d16",
+        "flexvar": "imagenet256/flexvar_d24",
+        "mvar": "imagenet256/mvar_d24",
+        "xar": f"imagenet256/{preset or 'xar_b'}",
+        "edm": "imagenet64/edm_adm" if preset == "adm_imagenet64" else "",
+        "edm2": "imagenet512/edm2_s" if (found.grid, found.channels) == ((64, 64), 4) else "",
     }
     for root in (Path(), Path(__file__).parents[2]):
         if names[family] and (file := root / "configs" / f"{names[family]}.yaml").is_file():
@@ -272,7 +323,9 @@ def _save_tokenizer(source: Path, out: Path, size: int, statistics: str | None) 
     """Convert a published tokenizer into `out`; its config."""
     config, state = autoencoders.load_tokenizer(source)
     beside = source.parent / _STATISTICS
-    if statistics is not None or (isinstance(config, KL) and source.is_file() and beside.is_file()):
+    if statistics == "edm2" and isinstance(config, KL) and config.channels == 4:
+        config, state = config.model_copy(update=edm.LATENTS), edm.with_unit_range(state)
+    elif statistics is not None or (isinstance(config, KL) and source.is_file() and beside.is_file()):
         config = _standardised(config, fetch(statistics) if statistics else beside)
     tokenizer = config.build(size)
     tokenizer.load_state_dict(dict(state))

@@ -57,11 +57,11 @@ def editor(generator: Generator, settings: SamplingSettings, options: Options) -
                 f"{options.mask}: has {drawn.width} x {drawn.height} pixels, but {options.image} has "
                 f"{picture.width} x {picture.height}; make them the same"
             )
-    if options.place is not None:
-        image, mask = _placed(picture, drawn, options, size)
-    else:
+    if options.place is None:
         image = _pixels(_fitted(picture, options.image, size))
         mask = None if drawn is None else _chosen(_fitted(drawn, options.image, size))
+    else:
+        image, mask = _placed(picture, drawn, options, size)
     editing.check(generator, image, mask, settings, options.from_scale)
     return Editor(**vars(generator), image=image, mask=mask, from_scale=options.from_scale)
 
@@ -72,8 +72,8 @@ def _fitted(picture: Image.Image, file: Path, size: tuple[int, int]) -> Image.Im
         return picture
     if size[0] != size[1]:
         raise DataError(
-            f"{file}: has {picture.width} x {picture.height} pixels, the canvas {size[1]} x {size[0]}; say where to put "
-            "it with --place X,Y, or resize it"
+            f"{file}: has {picture.width} x {picture.height} pixels, the canvas {size[1]} x {size[0]}; say where to "
+            "put it with --place X,Y, or resize it"
         )
     try:
         return Image.fromarray(Framing(size=size[0]).apply(picture, None))
@@ -93,8 +93,8 @@ def _placed(
     right, bottom = size[1] - left - picture.width, size[0] - top - picture.height
     if min(left, top, right, bottom) < 0:
         raise DataError(
-            f"{options.image}: {picture.width} x {picture.height} pixels placed at {left},{top} do not fit on the canvas "
-            f"of {size[1]} x {size[0]}"
+            f"{options.image}: {picture.width} x {picture.height} pixels placed at {left},{top} do not fit on the "
+            f"canvas of {size[1]} x {size[0]}"
         )
     around = (left, right, top, bottom)
     # Replicated borders: the encoder sees a little beyond what stays.

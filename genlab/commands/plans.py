@@ -21,6 +21,7 @@ from genlab.data.latent_index import check
 from genlab.data.latents import LatentSource
 from genlab.data.loader import Source
 from genlab.data.source import Images
+from genlab.finetuning import stored
 from genlab.training.generation import GenerationObjective
 from genlab.training.objective import Objective, Role
 from genlab.training.reconstruction import ReconstructionObjective
@@ -52,11 +53,17 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
 
     Raises:
         DataError: a latent cache of another tokenizer.
+        CheckpointError: a base to fine-tune that is absent or of another architecture.
     """
     settings = config.training
     generator = build_generator(config, source)
     if isinstance(source, LatentSource):
         check(source.index, generator.tokenizer.spec)
+    description = pretrained.describe(config, generator.tokenizer, source.num_classes, source.class_names)
+    if config.finetune is not None:
+        base = pretrained.from_pretrained(config.finetune.base, trust=Path(config.finetune.base).exists())
+        begun = stored.begin(generator.network, base.network, config.finetune, config.seed)
+        description["finetune"] = begun.model_dump(mode="json")
     aligned = _align(config, generator, source)
     trained = aligned.network if aligned else generator.network
     role = Role(trained, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup)
@@ -73,7 +80,7 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
         scores,
         config.evaluation.every,
         pretrained.DESCRIPTION,
-        pretrained.describe(config, generator.tokenizer, source.num_classes, source.class_names),
+        description,
         pretrained.export,
         "genlab sample {run} | genlab evaluate {run}",
     )

@@ -40,6 +40,7 @@ def sample(
     overrides: list[str],
     trust: bool = False,
     autoguide: str | None = None,
+    edit: editing.Options | None = None,
 ) -> None:
     """Write images of `run` to `out`: PNG files and a grid in a folder, or one .npz or .safetensors file.
 
@@ -47,6 +48,7 @@ def sample(
 
     Args:
         autoguide: a weaker generator that guidance leads away from.
+        edit: make edits of an image.
 
     Raises:
         GenlabError: a class, setting or target that cannot be used.

@@ -24,6 +24,8 @@ from genlab.networks.edm_unet import EdmUNet
 
 _LAYER = re.compile(r"(?:model|unet)\.(enc|dec)\.(\d+)x(\d+)_(\w+?)\.(.+)")
 _FUSED = re.compile(r"(?:(.+)\.)?(?:attn_)?qkv\.(?:weight|bias)")
+LATENTS = {"mean": (5.81, 3.25, 0.12, -2.15), "std": (8.34, 9.24, 7.42, 6.56)}
+"""How EDM2 standardises the raw latents of the Stable Diffusion VAE: to a deviation of 0.5."""
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,12 +54,33 @@ def load(path: str | Path, channels_per_head: int = 64) -> Loaded:
     if path.suffix == ".safetensors":
         state = read_tensors(path)
     else:
-        content = nvidia_pickle.read(path)
-        if not isinstance(content.get("ema"), nvidia_pickle.Record):
-            raise CheckpointError(f"{path}: has no averaged network `ema`, only {', '.join(map(str, content))}")
-        state, weights = nvidia_pickle.state_dict(content["ema"]), "ema"
+        state, weights = read_pickle(path), "ema"
     network = build(arguments(state, channels_per_head))
     return Loaded(put(network, state), weights, preset_of(arguments(state, channels_per_head)))
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The averaged parameters and buffers in one of NVIDIA's .pkl files. Raises CheckpointError."""
+    content = nvidia_pickle.read(path)
+    if not isinstance(content.get("ema"), nvidia_pickle.Record):
+        raise CheckpointError(f"{path}: has no averaged network `ema`, only {', '.join(map(str, content))}")
+    return nvidia_pickle.state_dict(content["ema"])
+
+
+def with_unit_range(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A KL tokenizer that EDM2 runs on pixels of 0 to 1 -> the same for pixels of -1 to 1.
+
+    Exact for the decoder. The encoder's padding is grey where EDM2's is black, which its borders notice.
+    """
+    first, last = "encoder.conv_in", "decoder.conv_out"
+    into, out = state[f"{first}.weight"], state[f"{last}.weight"]
+    return {
+        **state,
+        f"{first}.weight": into / 2,
+        f"{first}.bias": state[f"{first}.bias"] + into.sum(dim=(1, 2, 3)) / 2,
+        f"{last}.weight": out * 2,
+        f"{last}.bias": state[f"{last}.bias"] * 2 - 1,
+    }
 
 
 def build(arguments: Mapping[str, Any]) -> EdmUNet | Edm2:

@@ -13,19 +13,33 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
 
-from genlab.convert import arflow, dimr, dit, fit, sit
-from genlab.core.contracts import Network
+from genlab.convert import arflow, dimr, dit, edm, fit, sit, var, xar
+from genlab.core.contracts import LatentSpec, Network
 from genlab.core.errors import CheckpointError
 from genlab.networks.arflow import ARFlow
 from genlab.networks.dimr import DiMR
 from genlab.networks.dit import DiT
+from genlab.networks.edm2 import Edm2
+from genlab.networks.edm_unet import EdmUNet
 from genlab.networks.fit import FiT
+from genlab.networks.xar import XAR
 
-Family: TypeAlias = Literal["dit", "sit", "repa", "lightningdit", "dimr", "fit", "arflow"]
+Family: TypeAlias = Literal[
+    "dit", "sit", "repa", "lightningdit", "dimr", "fit", "arflow", "var", "flexvar", "mvar", "xar", "edm", "edm2"
+]
 State: TypeAlias = Mapping[str, Tensor]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 _FIT_SIDE = 16
 """Tokens on a side of the images that FiT was trained on, which its weights do not tell."""
+
+
+class Hints(NamedTuple):
+    """What leaves no trace in the weights of sizes that are not published."""
+
+    heads: int | None
+    """Attention heads."""
+    scales: tuple[int, ...] | None
+    """Of the tokenizer that a recipe names."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,13 @@ class Architecture:
     families: tuple[Family, ...]
     """Whose weights these may be."""
     matches: Callable[[State], bool]
-    arguments: Callable[[State, int | None], dict[str, Any]]
-    """State, attention heads where they leave no trace -> the constructor's arguments, `grid` too."""
+    arguments: Callable[[State, Hints], dict[str, Any]]
+    """The constructor's arguments, `grid` or `scales` among them."""
     preset: Callable[[dict[str, Any], State], str | None]
     network: Callable[..., Any]
     load: Callable[[Any, State], Network]
+    any_grid: bool = False
+    """Whether it works on other grids than it was trained on."""
 
 
 class Found(NamedTuple):
@@ -55,21 +71,28 @@ class Found(NamedTuple):
     """The published size that it has."""
     grid: tuple[int, int]
     """(H, W) of the latents that it was trained on."""
+    any_grid: bool
+    """Whether it takes others too."""
+    scales: tuple[int, ...] | None
+    """Of the codes that it was trained on."""
     channels: int
     """C."""
+    vocab: int | None
+    """V, for networks of codes."""
     num_classes: int
     """K."""
-    network: Callable[[tuple[int, int]], Network]
-    """Grid -> the network with its weights. Raises CheckpointError for half a file, ConfigError for a grid that the
+    network: Callable[[LatentSpec], Network]
+    """Latents -> the network with its weights. Raises CheckpointError for half a file, ConfigError for a grid that the
     patches do not tile."""
 
 
-def recognise(state: State, where: str, heads: int | None = None) -> Found:
+def recognise(state: State, where: str, heads: int | None = None, scales: tuple[int, ...] | None = None) -> Found:
     """What a state dict under its official names is.
 
     Args:
         where: the file, for messages.
         heads: attention heads, for sizes that are not published.
+        scales: of the tokenizer's codes, for schedules that are not published.
 
     Raises:
         CheckpointError: no generator that is known, or a part of one.
@@ -84,23 +107,75 @@ def recognise(state: State, where: str, heads: int | None = None) -> Found:
         )
     if "pos_embed" in state and math.isqrt(tokens := state["pos_embed"].shape[1]) ** 2 != tokens:
         raise CheckpointError(f"{where}: its position table has {tokens} tokens; only square latent grids are read")
-    arguments = architecture.arguments(state, heads)
-    fixed = ("grid", "channels", "num_classes", "null_row")  # what the tokenizer and the data decide in a config
+    arguments = architecture.arguments(state, Hints(heads, scales))
+    # what the tokenizer and the data decide in a config
+    fixed = ("grid", "scales", "channels", "vocab", "num_classes", "null_row")
     preset = architecture.preset(arguments, state)
     section = {"name": architecture.name} | ({"preset": preset} if preset else {})
     section |= {key: value for key, value in arguments.items() if key not in fixed}
 
-    def network(grid: tuple[int, int]) -> Network:
-        return architecture.load(architecture.network(**{**arguments, "grid": grid}), state)
+    own_scales = arguments.get("scales")
+    grid = (own_scales[-1], own_scales[-1]) if own_scales else arguments["grid"]
+
+    def network(spec: LatentSpec) -> Network:
+        shape = {"scales": spec.scales} if own_scales else {"grid": spec.grid}
+        return architecture.load(architecture.network(**{**arguments, **shape}), state)
 
     families: tuple[Family, ...] = ("repa",) if repa else architecture.families
     if families == _DIT_FAMILIES and any(section[key] for key in ("rms_norm", "swiglu", "rope")):
         families = ("lightningdit",)
-    return Found(families, section, preset, arguments["grid"], arguments["channels"], arguments["num_classes"], network)
+    return Found(
+        families,
+        section,
+        preset,
+        grid,
+        architecture.any_grid,
+        own_scales,
+        arguments["channels"],
+        arguments.get("vocab"),
+        arguments["num_classes"],
+        network,
+    )
 
 
-def _fit_arguments(state: State, heads: int | None) -> dict[str, Any]:
-    arguments = fit.fit_arguments(state, heads)
+def _next_scale(family: var.Family) -> Architecture:
+    def arguments(state: State, hints: Hints) -> dict[str, Any]:
+        positions = next(value for key, value in state.items() if key.endswith("pos_1LC")).shape[1]
+        fits = hints.scales is not None and (
+            family == "flexvar" or sum(side * side for side in hints.scales) == positions
+        )
+        return var.arguments(state, hints.heads, hints.scales if fits else None)
+
+    return Architecture(
+        family,
+        (family,),
+        lambda state: var.family_of(state) == family,
+        arguments,
+        lambda arguments, state: var.preset_of(family, arguments),
+        var.NETWORKS[family],
+        var.load,
+        any_grid=family == "flexvar",
+    )
+
+
+_AUGMENTATIONS = "model.map_augment.weight"
+
+
+def _edm_arguments(state: State, hints: Hints) -> dict[str, Any]:
+    arguments = edm.arguments(state)
+    if arguments.pop("embedding_multiplier", 4) != 4:
+        raise CheckpointError("an EDM whose embedding is not four times as wide as its first level; none is published")
+    arguments.pop("augment_features", None)
+    return arguments
+
+
+def _load_edm(network: Any, state: State) -> Network:
+    """What tells the network how training images were augmented is multiplied by zeros in sampling: left out."""
+    return edm.put(network, {key: value for key, value in state.items() if key != _AUGMENTATIONS}).eval()
+
+
+def _fit_arguments(state: State, hints: Hints) -> dict[str, Any]:
+    arguments = fit.fit_arguments(state, hints.heads)
     side = _FIT_SIDE * arguments["patch"]
     return {"grid": (side, side), **arguments}
 
@@ -111,7 +186,7 @@ _ARCHITECTURES = (
         "dimr",
         ("dimr",),
         lambda state: any(key.startswith("stages.0.") for key in state),
-        dimr.dimr_arguments,
+        lambda state, hints: dimr.dimr_arguments(state, hints.heads),
         lambda arguments, state: dimr.preset_of(state),
         DiMR,
         dimr.load,
@@ -120,7 +195,7 @@ _ARCHITECTURES = (
         "arflow",
         ("arflow",),
         lambda state: any(key.endswith(".attn.gt_proj.weight") for key in state),
-        lambda state, heads: arflow.arflow_arguments(state),
+        lambda state, hints: arflow.arflow_arguments(state),
         lambda arguments, state: arflow.preset_of(arguments),
         ARFlow,
         arflow.load,
@@ -133,14 +208,43 @@ _ARCHITECTURES = (
         lambda arguments, state: fit.preset_of(arguments),
         FiT,
         fit.load,
+        any_grid=True,  # as its positions are rotary alone
     ),
     Architecture(
         "dit",
         _DIT_FAMILIES,
         lambda state: "x_embedder.proj.weight" in state and "y_embedder.embedding_table.weight" in state,
-        sit.dit_arguments,
+        lambda state, hints: sit.dit_arguments(state, hints.heads),
         lambda arguments, state: dit.preset_of(arguments),
         DiT,
         sit.load,
+    ),
+    Architecture(
+        "xar",
+        ("xar",),
+        xar.matches,
+        lambda state, hints: xar.xar_arguments(state, hints.heads),
+        lambda arguments, state: xar.preset_of(arguments),
+        XAR,
+        xar.load,
+    ),
+    *map(_next_scale, var.NETWORKS),
+    Architecture(
+        "edm",
+        ("edm",),
+        lambda state: "model.map_layer0.weight" in state,
+        _edm_arguments,
+        lambda arguments, state: edm.preset_of(arguments),
+        EdmUNet,
+        _load_edm,
+    ),
+    Architecture(
+        "edm2",
+        ("edm2",),
+        lambda state: "unet.out_gain" in state,
+        lambda state, hints: edm.arguments(state),
+        lambda arguments, state: edm.preset_of(arguments),
+        Edm2,
+        edm.put,
     ),
 )

@@ -23,7 +23,7 @@ class Generator:
     """Default settings."""
     class_names: tuple[str, ...] = ()
     weaker: Network | None = None
-    """What guidance leads away from in place of the network's own prediction without a class; see `guided_away_from`."""
+    """What guidance leads away from, in place of the network's own prediction without a class; `guided_away_from`."""
 
     @property
     def device(self) -> torch.device:

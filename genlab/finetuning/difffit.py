@@ -77,8 +77,8 @@ def sites(network: nn.Module, settings: DiffFitSettings) -> Iterator[Site]:
     ]
     if settings.placement and not blocks:
         raise ConfigError(
-            f"finetune.method.placement: {type(network).__name__} has no transformer blocks for scales; set it to [], which "
-            "trains biases, norms and classes, or take lora"
+            f"finetune.method.placement: {type(network).__name__} has no transformer blocks for scales; set it to [], "
+            "which trains biases, norms and classes, or take lora"
         )
     chosen = range(len(blocks)) if settings.blocks is None else settings.blocks
     if any(index >= len(blocks) for index in chosen):

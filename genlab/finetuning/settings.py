@@ -25,6 +25,6 @@ class FinetuneSettings(Settings):
     """Start from a trained generator instead of from noise, and say what of it is trained."""
 
     base: str = Field(min_length=1)
-    """A run folder, an export or a hub id. Its network is of the recipe's kind and size; classes and grid may differ."""
+    """A run folder, an export or a hub id. Its network is the recipe's but for classes and grid."""
     method: Annotated[MethodSettings, Field(discriminator="name")] = DiffFitSettings()
     """difffit (scales, biases, norms, classes), lora (low-rank changes) or full."""

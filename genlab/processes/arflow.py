@@ -82,7 +82,9 @@ class AutoregressiveFlow(Flow):
         losses = super().losses_at(flat, x1[order], x0[order], rising, label[order])
         return {name: torch.empty_like(value).index_copy(0, order, value) for name, value in losses.items()}
 
-    def denoiser(self, network: Network, label: Tensor, settings: FlowSampling) -> Callable[[Tensor, Time], Tensor]:
+    def denoiser(
+        self, network: Network, label: Tensor, settings: FlowSampling, weaker: Network | None = None
+    ) -> Callable[[Tensor, Time], Tensor]:
         """(x [B,C,H,W], t) -> the guided velocity; each call is the next of the B sequences, so times must rise.
 
         The memory begins empty and belongs to the callable.
@@ -91,7 +93,9 @@ class AutoregressiveFlow(Flow):
             ConfigError: the network has no memory.
         """
         forget_every = settings.forget_every if isinstance(settings, AutoregressiveFlowSampling) else None
-        return super().denoiser(Remembering(network, forget_every), label, settings)  # type: ignore[arg-type]
+        memory: Any = Remembering(network, forget_every)
+        other: Any = None if weaker is None else Remembering(weaker, forget_every)
+        return super().denoiser(memory, label, settings, other)
 
     def log_likelihood(
         self, network: Network, tokens: Tensor, label: Tensor, rng: SampleRng, steps: int = 50, method: str = "heun"

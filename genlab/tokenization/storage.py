@@ -99,7 +99,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file}: missing or damaged ({error})") from error
     if isinstance(description, dict) and str(description.get("_class_name", "")).startswith("Autoencoder"):
         raise CheckpointError(f"{folder}: a diffusers folder; turn it into genlab's with `genlab convert {folder}`")

@@ -141,7 +141,8 @@ def _probe(network: Network, spec: LatentSpec, depth: int) -> tuple[int, int]:
     length, width = seen[0].shape[-2:]
     side = math.isqrt(length)
     if seen[0].dim() < 3 or side * side != length:
+        shape = tuple(seen[0].shape)
         raise ConfigError(
-            f"alignment: block {depth} of {type(network).__name__} gives {tuple(seen[0].shape)}, no square grid of tokens"
+            f"alignment: block {depth} of {type(network).__name__} gives {shape}, no square grid of tokens"
         )
     return side, width

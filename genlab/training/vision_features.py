@@ -79,7 +79,7 @@ class VisionEncoder(Settings):
         options: dict[str, Any] = {"pretrained": self.pretrained, "num_classes": 0, **given}
         try:
             try:
-                model = timm.create_model(name, dynamic_img_size=True, **options)
+                model: Any = timm.create_model(name, dynamic_img_size=True, **options)
             except TypeError:  # sizes are free in convolutional networks, and fixed in a few others
                 model = timm.create_model(name, **options)
         except (OSError, RuntimeError, ValueError) as error:

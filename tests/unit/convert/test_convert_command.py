@@ -13,15 +13,21 @@ from safetensors.torch import save_file
 from genlab.commands import convert as command
 from genlab.commands.convert import Options, convert
 from genlab.commands.convert_to_diffusers import to_diffusers
-from genlab.convert import arflow, dimr, fetch
+from genlab.convert import arflow, dimr, edm, fetch, var, xar
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.networks.arflow import ARFlow
 from genlab.networks.dimr import DiMR
 from genlab.networks.dit import DiT
+from genlab.networks.edm2 import Edm2
+from genlab.networks.edm_unet import EdmUNet
 from genlab.networks.fit import FiT
+from genlab.networks.xar import XAR
 from genlab.pretrained import from_pretrained
 from genlab.tokenization import storage
 from genlab.tokenization.kl import KL
+from genlab.tokenization.multiscale import FlexibleVQ, MultiscaleVQ
+from genlab.tokenization.quantizers.multiscale import MultiscaleQuantization
+from genlab.tokenization.quantizers.vector import LearnedVQ
 from samplers.noise import spawn
 
 SIZES = {"grid": (8, 8), "channels": 1, "width": 16, "depth": 2, "heads": 2, "num_classes": 5}
@@ -33,6 +39,9 @@ FLOW = {"process": {"name": "flow"}, "sampling": {"sampler": "euler", "steps": 2
 DIFFUSION = {"process": {"name": "diffusion", "variance": "learned_range"}, "sampling": {"sampler": "ddpm", "steps": 2}}
 VP = {"process": {"name": "vp", "resolutions": 2}, "sampling": {"steps": 3}}
 SEQUENCES = {"process": {"name": "arflow"}, "sampling": {"steps": 3}}
+NEXT_X = {"process": {"name": "next_x"}, "sampling": {"steps": 2}}
+EDM = {"process": {"name": "edm"}, "sampling": {"steps": 2}}
+UNET = {"grid": (8, 8), "channels": 1, "num_classes": 5, "width": 8, "multipliers": (1, 2), "blocks": 1}
 KL_SIZES = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "channels": 2, "std": (0.5,)}
 
 
@@ -79,6 +88,19 @@ GENERATORS = {
     ),
     "fit": (lambda: FiT(**SIZES), FLOW, "fit", lambda network: network.state_dict()),
     "arflow": (lambda: ARFlow(**SIZES), SEQUENCES, "arflow", arflow.save),
+    "xar": (
+        lambda: XAR((8, 8), 1, width=16, encoder_depth=1, decoder_depth=2, heads=2, num_classes=5),
+        NEXT_X,
+        "xar",
+        xar.save,
+    ),
+    "edm": (
+        lambda: EdmUNet(**UNET, attention=(), augment_features=9),
+        EDM,
+        "edm",
+        lambda network: edm.official(network, network.state_dict()),
+    ),
+    "edm2": (lambda: Edm2(**UNET), EDM, "edm2", lambda network: edm.official(network, network.state_dict())),
 }
 
 
@@ -102,6 +124,61 @@ def test_a_published_file_becomes_an_export(family, tmp_path, capsys):
         header = opened.metadata()
     assert header["family"] == family and header["source"] == "weights.pt"
     assert "weights.pt" in (tmp_path / "out" / "README.md").read_text()
+
+
+SCALES, VOCAB = (1, 2, 4), 13
+AUTOENCODER = {"width": 4, "multipliers": (1, 2), "blocks": 1, "groups": 2, "scales": SCALES, "channels": 4}
+TOKENIZERS = {
+    "var": MultiscaleVQ(**AUTOENCODER, quantizer=MultiscaleQuantization(vocab=VOCAB)),
+    "flexvar": FlexibleVQ(**AUTOENCODER, code_channels=4, quantizer=LearnedVQ(vocab=VOCAB, unit=True)),
+}
+
+
+@pytest.mark.parametrize("family", var.NETWORKS)
+@torch.no_grad()
+def test_next_scale_generators_take_the_schedule_of_their_tokenizer(family, tmp_path, capsys):
+    tokenizer = TOKENIZERS.get(family, TOKENIZERS["var"])
+    storage.save_tokenizer(tmp_path / "vq", tokenizer, awake(tokenizer.build(8)), {"name": "tiny", "image_size": 8})
+    sizes = {"channels": 4, "num_classes": 5, "width": 32, "depth": 2, "heads": 2}
+    network = awake(var.NETWORKS[family](SCALES, vocab=VOCAB, **sizes))
+    derived = {"lvl_1L": torch.zeros(1, 21), "attn_bias_for_masking": torch.zeros(1, 1, 21, 21)}
+    weights = {f"_orig_mod.{key}": value for key, value in network.state_dict().items()} | derived
+    content = {"trainer": {"var_wo_ddp": weights, "vae_local": tokenizer.build(8).state_dict()}, "epoch": 3}
+    source = saved(tmp_path / "last.pth", content)
+    trained = {"name": "trained", "path": str(tmp_path / "vq")}
+    parts = {"process": {"name": "next_scale"}, "sampling": {"guidance": 2.0}}
+    given = {"data": {"name": "fractals", "size": 8}, "tokenizer": trained}
+    options = Options(recipe=recipe(tmp_path, parts, family, **given))
+    convert(source, tmp_path / "out", options)
+    assert f"{family} of no published size" in capsys.readouterr().out
+    generator = from_pretrained(tmp_path / "out")
+    codes, label = torch.randint(VOCAB, (2, 21), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 5])
+    inputs = generator.tokenizer.inputs(codes)
+    torch.testing.assert_close(generator.network(inputs, label), network(inputs, label))
+    assert generator.sample(label, spawn(0, range(2))).shape == (2, 3, 8, 8)
+
+    other = var.NETWORKS[family](SCALES, vocab=VOCAB + 1, **sizes)
+    with pytest.raises(CheckpointError, match=r"14 codes, tokenizer trained of .* has 13"):
+        convert(saved(tmp_path / "other.pth", other.state_dict()), tmp_path / "none", options)
+    if family != "flexvar":
+        other = var.NETWORKS[family]((1, 3, 4), vocab=VOCAB, **sizes)
+        with pytest.raises(CheckpointError, match="26 positions are of no published schedule"):
+            convert(saved(tmp_path / "other.pth", other.state_dict()), tmp_path / "none", options)
+
+
+def test_averages_of_xar_and_edm_come_first(tmp_path, capsys, monkeypatch):
+    networks = [awake(GENERATORS["xar"][0]()), GENERATORS["xar"][0]().eval()]
+    content = {"model_ema": xar.save(networks[0]), "model": xar.save(networks[1]), "epoch": 1}
+    source, file = saved(tmp_path / "last.pth", content), recipe(tmp_path, NEXT_X, "xar")
+    for weights, network in zip(("ema", "raw"), networks):
+        convert(source, tmp_path / weights, Options(recipe=file, weights=weights))
+        same_output(from_pretrained(tmp_path / weights).network, network)
+    network = awake(Edm2(**UNET))
+    monkeypatch.setattr(edm, "read_pickle", lambda path: edm.official(network, network.state_dict()))
+    (tmp_path / "edm2-img8.pkl").write_bytes(b"pickle")
+    convert(str(tmp_path / "edm2-img8.pkl"), tmp_path / "edm2", Options(recipe=recipe(tmp_path, EDM, "edm2")))
+    same_output(from_pretrained(tmp_path / "edm2").network, network)
+    assert "averaged weights (EMA)" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_ema_or_raw_weights_of_a_trainers_checkpoint(tmp_path, capsys):

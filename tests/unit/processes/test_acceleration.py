@@ -10,6 +10,8 @@ from genlab.networks.edm_unet import EdmUNet
 from genlab.nn.cache_policies import AccumulatedGate, Between, Every, FirstBlockGate, Forecast
 from genlab.nn.token_merging import match
 from genlab.processes.acceleration import CacheSettings, caching
+from genlab.processes.diffusion import Diffusion
+from genlab.processes.diffusion_sampling import DiffusionSampling
 from genlab.processes.flow import Flow
 from genlab.processes.flow_sampling import FlowSampling
 from samplers.noise import spawn
@@ -121,3 +123,30 @@ def test_unmerged_tokens_are_their_destinations(rows, columns, amount):
     torch.testing.assert_close(merging.merge(merging.unmerge(merged)), merged)
     if amount == 0:
         torch.testing.assert_close(merging.unmerge(merged), metric)
+
+
+@pytest.mark.parametrize("process", [Flow(), Diffusion()], ids=["flow", "diffusion"])
+def test_sampling_settings_ask_for_a_cache(process, network):
+    kind = FlowSampling if isinstance(process, Flow) else DiffusionSampling
+    sampler = "euler" if isinstance(process, Flow) else "ddim"
+
+    def sampled(**cache):
+        calls = []
+        remove = network.blocks[1].attn.qkv.register_forward_hook(lambda *_: calls.append(1)).remove
+        settings = kind(sampler=sampler, steps=12, guidance=2.0, cache=CacheSettings(**cache))
+        tokens = process.sample(network, torch.tensor([0, 2]), SPEC, spawn(0, range(2)), settings)
+        remove()
+        return tokens, len(calls)
+
+    exact, calls = sampled()
+    same, _ = sampled(kind="branches", interval=1)
+    assert same.equal(exact) and calls == 12
+    close, fewer = sampled(kind="branches", interval=3)
+    assert fewer <= 6 and not close.equal(exact)
+    again, calls = sampled()
+    assert again.equal(exact) and calls == 12
+
+
+def test_a_cache_needs_one_call_a_step():
+    with pytest.raises(ValueError, match="one network call a step"):
+        FlowSampling(sampler="heun", cache=CacheSettings(kind="branches"))
