@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,30 @@ def export(run: Path) -> Path:
         raise CheckpointError(f"{run}: has no sound checkpoint to export")
     description["images"] = checkpoint.read_state(source)["images"]
     weights, adapter = _from_checkpoint(source, description, trust=True)
-    header = {
-        key: str(description[key]) for key in ("name", "data", "image_size", "num_classes", "ema", "images", "license")
-    }
-    header |= {"format": "pt", "architecture": description["network"]["name"]}
-    header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
     with whole_folder(run / "export") as folder:
-        _bundle_tokenizer(description["tokenizer"], folder)
-        save_file(weights, folder / _WEIGHTS, header)
+        header = write(folder, description, weights, ("images",))
         if adapter:
             begun = description["finetune"]
             save_file(adapter, folder / _ADAPTER, header | {"base": begun["base"], "base_checksum": begun["checksum"]})
-        write_text(folder / "config.json", json.dumps(description, indent=1))
-        write_text(folder / "README.md", model_card(description, header))
     return run / "export"
+
+
+def write(
+    folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor], origin: Sequence[str]
+) -> dict[str, str]:
+    """Put a generator's files into the folder of an export; the header that its weights have.
+
+    Args:
+        origin: what the header repeats of the description beside the usual: where the weights come from.
+    """
+    _bundle_tokenizer(description["tokenizer"], folder)
+    usual = ("name", "data", "image_size", "num_classes", "ema", "license", "tokenizer_fingerprint")
+    header = {key: str(description[key]) for key in (*usual, *origin)}
+    header |= {"format": "pt", "architecture": description["network"]["name"]}
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / _WEIGHTS, header)
+    write_text(folder / "config.json", json.dumps(description, indent=1))
+    write_text(folder / "README.md", model_card(description, header))
+    return header
 
 
 def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trust: bool = False) -> Generator:
@@ -168,7 +179,8 @@ def _join(network: Network, description: dict[str, Any], file: Path, trust: bool
 def _bundle_tokenizer(tokenizer: dict[str, Any], folder: Path) -> None:
     """Copy a trained tokenizer that lies on this disk into an export, and let the description point there."""
     if tokenizer["name"] == "trained" and Path(tokenizer["path"]).exists():
-        shutil.copytree(find_folder(tokenizer["path"]), folder / _BUNDLED)
+        if not (folder / _BUNDLED).exists():  # where it was converted together with the network
+            shutil.copytree(find_folder(tokenizer["path"]), folder / _BUNDLED)
         tokenizer |= {"path": _BUNDLED, "recipe": None}
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from genlab import config as configs
@@ -21,8 +19,7 @@ from genlab.convert.fetch import fetch
 from genlab.convert.generators import FAMILIES, Family, Found, recognise
 from genlab.core.contracts import LatentSpec
 from genlab.core.errors import CheckpointError, ConfigError
-from genlab.core.files import whole_folder, write_text
-from genlab.model_card import model_card
+from genlab.core.files import whole_folder
 from genlab.tokenization import storage
 from genlab.tokenization.kl import KL
 
@@ -172,18 +169,7 @@ def _generator(source: Path, out: Path, found: Found, family: Family, which: str
         description = pretrained.describe(config, tokenizer, found.num_classes, _class_names(found.num_classes))
         origin = {"source": source.name, "family": family, "preset": found.preset or "none", "weights": which}
         description |= {"ema": None, "data": "unknown", **origin}
-        _bundle(description["tokenizer"], folder)
-        keys = ("name", "data", "image_size", "num_classes", "ema", "license", *origin)
-        header = {key: str(description[key]) for key in keys}
-        header |= {"format": "pt", "architecture": description["network"]["name"]}
-        header |= {"tokenizer_fingerprint": description["tokenizer_fingerprint"]}
-        save_file(
-            {name: value.contiguous() for name, value in network.state_dict().items()},
-            folder / "network.safetensors",
-            header,
-        )
-        write_text(folder / "config.json", json.dumps(description, indent=1))
-        write_text(folder / "README.md", model_card(description, header))
+        pretrained.write(folder, description, network.state_dict(), tuple(origin))
     count = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{found.preset or f'{family} of no published size'}: {count / 1e6:.1f} M parameters, {_WHICH[which]}, "
@@ -266,7 +252,7 @@ def _recipe(found: Found, family: Family) -> Path:
         "arflow": "imagenet256/arflow_xl_2",
         "fit": "imagenet256/dit_xl_2" if found.section.get("learn_sigma") else "imagenet256/fitv2_xl_2",
         "dimr": {2: "imagenet256/dimr_xl_2r", 3: "imagenet512/dimr_xl_3r"}.get(stages, ""),
-        "var": "imagenet512/var_d36" if large == "imagenet512" else "imagenet256/var_d16",
+        "var": f"{large}/" + ("var_d36" if large == "imagenet512" else "var_d30" if preset == "var_d30" else "var_d16"),
         "flexvar": "imagenet256/flexvar_d24",
         "mvar": "imagenet256/mvar_d24",
         "xar": f"imagenet256/{preset or 'xar_b'}",
@@ -289,14 +275,6 @@ def _check_tokenizer(tokenizer: Any) -> None:
         f"the generator's tokenizer {path} is not there: make it with\n"
         f"  genlab convert {published} -o {path}\nor name another one: tokenizer.path=FOLDER"
     )
-
-
-def _bundle(tokenizer: dict[str, Any], folder: Path) -> None:
-    """Put a trained tokenizer that lies on this disk into the export, as `pretrained.export` does."""
-    if tokenizer["name"] == "trained" and Path(tokenizer["path"]).exists():
-        if not (folder / "tokenizer").exists():
-            shutil.copytree(storage.find_folder(tokenizer["path"]), folder / "tokenizer")
-        tokenizer |= {"path": "tokenizer", "recipe": None}
 
 
 def _class_names(count: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import fit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, with_null
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import torchdiffeq
 from genlab.networks.fit import FiT
@@ -26,8 +26,8 @@ from genlab.processes.diffusion import Diffusion
 from genlab.processes.diffusion_sampling import DiffusionSampling
 from genlab.processes.flow import Flow
 from genlab.processes.flow_sampling import FlowSampling
-from genlab.processes.guidance import combine, rows
-from genlab.processes.paths import Time, interpolate, linear
+from genlab.processes.guidance import combine
+from genlab.processes.paths import interpolate, linear
 from samplers import ddpm, ode
 
 _METHODS = {"heun2": "heun"}  # torchdiffeq's name -> ours; others agree, or are only torchdiffeq's
@@ -230,19 +230,14 @@ def _guided(golden: Golden, network: FiT, scale: float, power: float) -> Tensor:
 
 
 def _velocity(golden: Golden, network: FiT, run: dict[str, Any]) -> flow_sampling.Velocity:
-    """The guided velocity of n rows, by genlab's own wrapper unless the scale changes over time."""
+    """The guided velocity of n rows."""
     model, label = OnRows(network, golden["in.grid"][:1]), golden["in.y"]
-    count, power = _guided_features(network), run.get("scale_pow", 0.0)
-    if not power or run["cfg_scale"] == 1.0:
-        settings = FlowSampling(guidance=run["cfg_scale"], guidance_channels=count)
-        return Flow().denoiser(model, label, settings)  # type: ignore[arg-type]
-    labels = with_null(network, label)
-
-    def ramped(x: Tensor, t: Time) -> Tensor:
-        conditional, unconditional = model(torch.cat([x, x]), rows(t, x).repeat(2), labels).chunk(2)
-        return combine(conditional, unconditional, _scale(run["cfg_scale"], power, rows(t, x)), count)
-
-    return ramped
+    settings = FlowSampling(
+        guidance=run["cfg_scale"],
+        guidance_channels=_guided_features(network),
+        guidance_power=run.get("scale_pow") or None,
+    )
+    return Flow().denoiser(model, label, settings)  # type: ignore[arg-type]
 
 
 def _deterministic(golden: Golden, network: FiT, name: str, run: dict[str, Any]) -> Tensor:

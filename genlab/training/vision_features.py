@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class VisionEncoder(Settings):
 
     def _timm(self, name: str, grid: int) -> VisionFeatures:
         import timm
+        from safetensors import SafetensorError
 
         if not timm.is_model(name):
             raise ConfigError(f"encoder.model: timm has no {name!r}; timm.list_models(pretrained=True) names them")
@@ -82,7 +84,7 @@ class VisionEncoder(Settings):
                 model: Any = timm.create_model(name, dynamic_img_size=True, **options)
             except TypeError:  # sizes are free in convolutional networks, and fixed in a few others
                 model = timm.create_model(name, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
             raise self._missing(error) from error
         last = model.feature_info[-1]
         data = timm.data.resolve_model_data_config(model)
@@ -90,15 +92,18 @@ class VisionEncoder(Settings):
         return VisionFeatures(_Timm(model), last["num_chs"], size, data["mean"], data["std"])
 
     def _transformers(self, name: str, grid: int) -> VisionFeatures:
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModel
 
         source = str(self.weights or name)
         try:
             if self.pretrained:
-                model: Any = AutoModel.from_pretrained(source)
+                model, report = AutoModel.from_pretrained(source, output_loading_info=True)
+                if absent := [key for key in report["missing_keys"] if "pooler" not in key]:  # it is not used here
+                    raise ValueError(f"without {min(absent)}")
             else:
                 model = AutoModel.from_config(AutoConfig.from_pretrained(source))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise self._missing(error) from error
         model = getattr(model, "vision_model", model)  # of those that read text as well
         patch = getattr(model.config, "patch_size", None)

@@ -8,7 +8,7 @@ codebook. L = sum of h_k w_k; the codes of all scales lie one after another, coa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +19,14 @@ from torch.nn import functional as F
 
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
+from genlab.nn.scales import Grid, Schedule, grids_of
 from genlab.tokenization.quantizers.codebook import nearest, squared_error, straight_through
 from genlab.tokenization.quantizers.codes import check
 from genlab.tokenization.quantizers.contract import Quantized, Quantizer
 from samplers.noise import SampleRng
 
-Grid: TypeAlias = tuple[int, int]
-Schedule: TypeAlias = Sequence[int | Grid]
-"""The scales coarse to fine: sides of squares, or (h, w)."""
-
 _REVIVAL = 0x5EED  # the stream of random numbers that choose replacements of dead codes
 _USED = 0.08  # a code counts as used if it is hit this often, as a share of the mean
-
-
-def grids_of(scales: Schedule) -> tuple[Grid, ...]:
-    """(h, w) of each scale."""
-    return tuple((scale, scale) if isinstance(scale, int) else (scale[0], scale[1]) for scale in scales)
 
 
 def grid_of(maps: Tensor) -> Grid:
