@@ -252,7 +252,7 @@ def _recipe(found: Found, family: Family) -> Path:
         "arflow": "imagenet256/arflow_xl_2",
         "fit": "imagenet256/dit_xl_2" if found.section.get("learn_sigma") else "imagenet256/fitv2_xl_2",
         "dimr": {2: "imagenet256/dimr_xl_2r", 3: "imagenet512/dimr_xl_3r"}.get(stages, ""),
-        "var": f"{large}/" + ("var_d36" if large == "imagenet512" else "var_d30" if preset == "var_d30" else "var_d16"),
+        "var": "imagenet512/var_d36" if large == "imagenet512" else "imagenet256/var_d16",
         "flexvar": "imagenet256/flexvar_d24",
         "mvar": "imagenet256/mvar_d24",
         "xar": f"imagenet256/{preset or 'xar_b'}",

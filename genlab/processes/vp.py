@@ -192,6 +192,14 @@ class VpDiffusionConfig(Settings):
             )
         return self
 
+    def check(self, network: object) -> None:
+        """Raises ConfigError for a network that does not predict at so many resolutions."""
+        stages = len(getattr(network, "stages", ()) or (None,))
+        if self.resolutions not in (1, stages):
+            raise ConfigError(
+                f"process.resolutions: got {self.resolutions} for a network of {stages}; set it to {stages}, or to 1"
+            )
+
     def build(self) -> VpDiffusion:
         """The process."""
         return VpDiffusion(**self.model_dump(exclude={"name"}))

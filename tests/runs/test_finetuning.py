@@ -57,7 +57,9 @@ def test_an_unfinished_run_and_its_export_are_the_same_network(tuned, tmp_path):
 
 
 def test_commands_take_it_and_a_weaker_one_guides_it(trained, tuned, tmp_path, capsys):
-    assert genlab("sample", tuned, "--count", "4", "--autoguide", tuned, "--guidance", "2", "--out", tmp_path / "a") == 0
+    assert (
+        genlab("sample", tuned, "--count", "4", "--autoguide", tuned, "--guidance", "2", "--out", tmp_path / "a") == 0
+    )
     assert genlab("sample", tuned, "--count", "4", "--autoguide", trained, "--out", tmp_path / "b") == 2
     assert "another tokenizer" in capsys.readouterr().err
 

@@ -307,6 +307,24 @@ def test_a_tokenizer_takes_the_statistics_that_are_published_beside_it(tmp_path)
     torch.testing.assert_close(loaded.encode(images), tokenizer.encode(images))
 
 
+@torch.no_grad()
+def test_edm2_shows_the_vae_pixels_of_0_to_1_and_latents_of_its_own_scale(tmp_path):
+    config = KL(**{**KL_SIZES, "channels": 4})
+    tokenizer = awake(config.build(32))
+    storage.save_tokenizer(tmp_path / "vae", config, tokenizer, {"name": "tiny", "image_size": 32})
+    to_diffusers(str(tmp_path / "vae"), tmp_path / "diffusers")
+    vae = AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    convert(str(tmp_path / "diffusers"), tmp_path / "out", Options(statistics="edm2", overrides=["data.size=32"]))
+    ours = storage.load_tokenizer(tmp_path / "out")
+    mean, std = (torch.tensor(values).view(4, 1, 1) for values in ((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)))
+    x = torch.randn(2, 4, 16, 16) / 2
+    torch.testing.assert_close(ours.decode(x), vae.decode(x / 0.5 * std + mean).sample * 2 - 1, rtol=1e-4, atol=1e-4)
+    first = vae.encoder.conv_in
+    pixels = torch.rand(2, 3, 32, 32)
+    inner = (..., slice(1, -1), slice(1, -1))  # the borders see other padding
+    torch.testing.assert_close(ours.encoder.conv_in(pixels * 2 - 1)[inner], first(pixels)[inner], rtol=1e-4, atol=1e-5)
+
+
 def test_the_hub_is_asked_for_what_is_not_here(tmp_path, monkeypatch):
     asked = []
 

@@ -75,7 +75,7 @@ def test_a_method_that_does_not_suit_the_network_is_refused_before_anything_is_b
         configs.validate({**tree, "network": network, "process": {"name": "edm"}, "sampling": {}}, "recipe")
     for key, value in {"blocks": [9], "name": "adapter", "blcoks": [1]}.items():
         finetune = {"base": "x", "method": {"name": "difffit", key: value}}
-        with pytest.raises(ConfigError, match="finetune.method"):
+        with pytest.raises(ConfigError, match=r"finetune\.method"):
             configs.validate({**tree, "finetune": finetune}, "recipe")
 
 
