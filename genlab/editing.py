@@ -50,8 +50,9 @@ def edit(
             with smaller numbers, and there it takes no mask beside it.
 
     Raises:
-        GenlabError: see `check`.
+        GenlabError: a class that does not exist; see `check`.
     """
+    generator.check_label(label)
     check(generator, image, mask, settings, from_scale)
     device, settings = generator.device, settings or generator.sampling
     images = image.view(1, *image.shape[-3:]).to(device)

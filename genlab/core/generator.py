@@ -75,6 +75,14 @@ class Generator:
             settings: the process's sampling settings; default: the generator's.
             on_step: called with the step and the present guess of the finished tokens; `decode_preview` shows it.
         """
+        self.check_label(label)
+        settings = settings or self.sampling
+        options = {} if self.weaker is None else {"weaker": self.weaker}
+        tokens = self.process.sample(self.network, label, self.tokenizer.spec, rng, settings, on_step, **options)
+        return self.process.decode(self.tokenizer, tokens, settings).float()
+
+    def check_label(self, label: Tensor) -> None:
+        """Raises GenlabError for a class that does not exist."""
         low, high = int(label.min()), int(label.max())
         if low < 0 or high > self.network.null_label:
             classes = self.network.num_classes
@@ -82,10 +90,6 @@ class Generator:
                 f"label {low if low < 0 else high} is out of range: this generator has classes 0..{classes - 1}"
                 f" and {classes} for no class"
             )
-        settings = settings or self.sampling
-        options = {} if self.weaker is None else {"weaker": self.weaker}
-        tokens = self.process.sample(self.network, label, self.tokenizer.spec, rng, settings, on_step, **options)
-        return self.process.decode(self.tokenizer, tokens, settings).float()
 
     def decode_preview(self, event: Event) -> Tensor:
         """The images [B,3,R,R] that an intermediate step promises."""

@@ -157,6 +157,8 @@ def test_what_cannot_be_edited_is_named(image, right):
         ("xar", image, None, 4, "entities 0..3"),
         ("xar", image, right, 1, "not both"),
     ]
+    with pytest.raises(GenlabError, match="label 4 is out of range"):
+        edit(generator("var"), image, right, LABEL + 1, rng)
     for name, picture, mask, scale, message in cases:
         with pytest.raises(GenlabError, match=message):
             edit(generator(name), picture, mask, LABEL, rng, from_scale=scale)
