@@ -22,7 +22,7 @@ from genlab import config as configs
 from genlab.core.contracts import to_float, to_uint8
 from genlab.data.digits import Digits
 from genlab.evaluation.classifier import DigitsClassifier
-from genlab.evaluation.reconstruction import psnr
+from genlab.evaluation.reconstruction import mse, psnr
 from genlab.tokenization.storage import load_tokenizer
 from samplers.noise import spawn
 
@@ -53,7 +53,7 @@ def score(run: Path) -> dict[str, object]:
     tokenizer = load_tokenizer(run)
     raw = tokenizer.encode(to_float(images))
     made = to_uint8(tokenizer.decode(tokenizer.prepare(raw, spawn(0, range(len(images))))))
-    found: dict[str, object] = {"psnr": round(float(psnr(made, images).mean()), 2)}
+    found: dict[str, object] = {"psnr": round(float(psnr(mse(made, images)).mean()), 2)}
     if (vocab := tokenizer.spec.vocab) is not None:
         groups = raw.flatten(0, -2).T if tokenizer.spec.kind == "residual" else raw.flatten()[None]
         found["usage"] = [round(len(group.unique()) / vocab, 3) for group in groups]
