@@ -47,10 +47,10 @@ class Convolutions(Tokenizer):
         return self.layers(images)
 
     def prepare(self, raw: Raw, rng: SampleRng) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError("a cache is made by encode alone")
 
     def decode(self, tokens: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError("a cache is made by encode alone")
 
 
 class Codes(Convolutions):

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from genlab.core.contracts import LatentSpec
 from genlab.networks.next_scale import Block, NextScaleNetwork, NextScaleSettings
 from genlab.networks.var import sizes
-from genlab.nn.kv_cache import KvCache
-from genlab.nn.scales import Grid, Schedule, block_causal, lengths_of
+from genlab.nn.scales import Grid, Schedule
 
 Preset: TypeAlias = Literal["FlexVAR-d16", "FlexVAR-d20", "FlexVAR-d24"]
 _SIDE = 32
@@ -56,12 +55,6 @@ class FlexVAR(NextScaleNetwork):
     def places(self, grids: Sequence[Grid]) -> Tensor:
         maps = [F.adaptive_avg_pool2d(self.pos_1LC, grid).flatten(2) for grid in grids]  # each [1,D,l]
         return torch.cat(maps, dim=2).mT
-
-    def parallel(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        return [(block_causal(grids),)] * len(self.blocks)
-
-    def sequential(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        return [(KvCache(sum(lengths_of(grids))).attend,) for _ in self.blocks]
 
 
 def _waves(width: int) -> Tensor:

@@ -25,9 +25,10 @@ from genlab.core.contracts import LatentSpec, Network
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.nn.adaln import modulation, norm
+from genlab.nn.kv_cache import KvCache
 from genlab.nn.mlp import Mlp
 from genlab.nn.scale_attention import ScaleAttention
-from genlab.nn.scales import Attend, Grid, Schedule, grids_of, lengths_of
+from genlab.nn.scales import Attend, Grid, Schedule, block_causal, grids_of, lengths_of
 
 
 class Block(nn.Module):
@@ -150,13 +151,13 @@ class NextScaleNetwork(Network):
     def places(self, grids: Sequence[Grid]) -> Tensor:
         """[1,L,D] that tell positions apart."""
 
-    @abstractmethod
     def parallel(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        """Each block's context for whole sequences."""
+        """Each block's context for whole sequences: a position sees its own scale and all coarser ones."""
+        return [(block_causal(grids),)] * len(self.blocks)
 
-    @abstractmethod
     def sequential(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        """Each block's context, empty, for sequences that come scale by scale."""
+        """Each block's context, empty, for sequences that come scale by scale: a cache of L keys and values."""
+        return [(KvCache(sum(lengths_of(grids))).attend,) for _ in self.blocks]
 
     def forward(self, inputs: Tensor, label: Tensor, scales: Schedule | None = None) -> Tensor:
         """Inputs [B,L-l_0,C] as the tokenizer makes them of codes, label int64 [B] -> logits [B,L,V].

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from genlab.core.contracts import LatentSpec
 from genlab.core.errors import ConfigError
 from genlab.networks.next_scale import Block, NextScaleNetwork, NextScaleSettings
-from genlab.nn.kv_cache import KvCache
-from genlab.nn.scales import Grid, Schedule, block_causal, grids_of, lengths_of
+from genlab.nn.scales import Grid, Schedule, grids_of, lengths_of
 
 Preset: TypeAlias = Literal["VAR-d16", "VAR-d20", "VAR-d24", "VAR-d30", "VAR-d36-s"]
 
@@ -75,12 +74,6 @@ class VAR(FixedSchedule):
         blocks = [Block(width, heads, mlp_ratio, unit_attention, shared_adaln) for _ in range(depth)]
         super().__init__(scales, channels, vocab, width, num_classes, blocks, shared_adaln)
         self.initialise(gate_init, scaled_gates=2)
-
-    def parallel(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        return [(block_causal(grids),)] * len(self.blocks)
-
-    def sequential(self, grids: Sequence[Grid]) -> list[tuple[Any, ...]]:
-        return [(KvCache(sum(lengths_of(grids))).attend,) for _ in self.blocks]
 
 
 class VARConfig(NextScaleSettings):

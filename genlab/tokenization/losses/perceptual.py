@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -28,16 +29,16 @@ def normalised(features: Tensor) -> Tensor:
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
 
 
-class _FeatureDistance(nn.Module):
+class _FeatureDistance(nn.Module, ABC):
     """Squared differences of normalised features, weighted over channels; means over space, summed over layers."""
 
+    @abstractmethod
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """Images in [-1,1] -> layers [B,C,H,W]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weighted(self, layer: int, squares: Tensor) -> Tensor:
         """Squared differences of a layer [B,C,H,W] -> [B,H,W]."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """Images [B,3,R,R] in [-1,1] -> [B]; gradients reach the reconstruction only."""

@@ -37,7 +37,7 @@ def _weights(config):
     return config.build(16 * config.stride).state_dict()
 
 
-def _same(config, state, expected_config, expected):
+def _assert_same(config, state, expected_config, expected):
     assert config == expected_config
     assert state.keys() == expected.keys()
     for name, value in expected.items():
@@ -50,7 +50,7 @@ def test_sizes_are_read_from_the_weights(config, published, tmp_path):
     state = _weights(config)
     extra = {"loss.discriminator.main.0.weight": torch.ones(1), "model_ema.decay": torch.ones(())}
     torch.save({"state_dict": {**published(state), **extra}}, tmp_path / "model.ckpt")
-    _same(*load_tokenizer(tmp_path / "model.ckpt"), config, state)
+    _assert_same(*load_tokenizer(tmp_path / "model.ckpt"), config, state)
 
 
 def test_the_fused_projection_of_var_is_split(tmp_path):
@@ -62,17 +62,17 @@ def test_the_fused_projection_of_var_is_split(tmp_path):
             parts = [theirs.pop(f"{side}.mid.attn_1.{part}.{kind}") for part in "qkv"]
             theirs[f"{side}.mid.attn_1.qkv.{kind}"] = torch.cat(parts)
     save_file(theirs, tmp_path / "v.safetensors")
-    _same(*load_tokenizer(tmp_path / "v.safetensors"), config, state)
+    _assert_same(*load_tokenizer(tmp_path / "v.safetensors"), config, state)
 
 
 def test_averaged_weights_come_first_and_wrappers_are_taken_off(tmp_path):
     state = _weights(KLS[0])
     good = {f"module.{key}": value for key, value in to_taming(state).items()}
     torch.save({"model": {"encoder.conv_in.weight": torch.zeros(1)}, "ema": good}, tmp_path / "a.pt")
-    _same(*load_tokenizer(tmp_path / "a.pt"), KLS[0], state)
+    _assert_same(*load_tokenizer(tmp_path / "a.pt"), KLS[0], state)
     whole = {f"first_stage_model.{key}": value for key, value in to_taming(state).items()}
     torch.save({"state_dict": {**whole, "model.diffusion_model.out.0.weight": torch.ones(2)}}, tmp_path / "sd.ckpt")
-    _same(*load_tokenizer(tmp_path / "sd.ckpt"), KLS[0], state)
+    _assert_same(*load_tokenizer(tmp_path / "sd.ckpt"), KLS[0], state)
 
 
 def test_foreign_objects_are_neither_imported_nor_run(tmp_path):
@@ -107,7 +107,7 @@ def test_foreign_objects_are_neither_imported_nor_run(tmp_path):
     finally:
         del sys.modules[module.__name__]
     for name in ("new.ckpt", "old.ckpt"):
-        _same(*load_tokenizer(tmp_path / name), KLS[0], state)
+        _assert_same(*load_tokenizer(tmp_path / name), KLS[0], state)
     assert not (tmp_path / "trap").exists()
 
 
@@ -190,7 +190,7 @@ def test_a_codebook_and_its_family_are_read_from_the_weights(family, config, tmp
     state = _weights(config)
     published = {**to_published(state, family), "quantize.codebook_used": torch.zeros(65536)}
     torch.save({"ema": {}, "model": published}, tmp_path / "vq.pt")
-    _same(*load_tokenizer(tmp_path / "vq.pt"), config, state)
+    _assert_same(*load_tokenizer(tmp_path / "vq.pt"), config, state)
 
 
 def test_the_gumbel_codebook(tmp_path):
@@ -202,7 +202,7 @@ def test_the_gumbel_codebook(tmp_path):
     loaded, found = load_tokenizer(tmp_path / "g.safetensors")
     assert found.pop("quantizer.updates") == config.quantizer.steps  # sampling is cold
     state.pop("quantizer.updates")
-    _same(loaded, found, config, state)
+    _assert_same(loaded, found, config, state)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -217,7 +217,7 @@ def test_the_codebooks_of_residual_quantisation_lose_their_padding(shared, tmp_p
         theirs = {"weight": rows, "embed_ema": sums, "cluster_size_ema": counts}
         published |= {f"quantizer.codebooks.{depth}.{name}": value for name, value in theirs.items()}
     torch.save({"state_dict": published}, tmp_path / "rq.pt")
-    _same(*load_tokenizer(tmp_path / "rq.pt"), config, state)
+    _assert_same(*load_tokenizer(tmp_path / "rq.pt"), config, state)
 
 
 @pytest.mark.parametrize("name", ["sd-vae", "kl-16", "ldm-kl-f16"])
@@ -266,7 +266,7 @@ def test_the_old_names_of_attention_in_diffusers_folders(tmp_path):
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
         renamed[key] = value
     save_file(renamed, tmp_path / "diffusion_pytorch_model.safetensors")
-    _same(*load_tokenizer(tmp_path), config, state)
+    _assert_same(*load_tokenizer(tmp_path), config, state)
 
 
 def test_a_deep_compression_folder(tmp_path):
