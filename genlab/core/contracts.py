@@ -161,6 +161,8 @@ class Process(ABC):
 
     takes_weaker: ClassVar[bool] = False
     """Whether `sample` also takes `weaker`, a second network to guide away from (autoguidance)."""
+    takes_average: ClassVar[bool] = False
+    """Whether `loss` also takes `average`: the network under its moving average, without gradients."""
 
     def over(self, tokenizer: Tokenizer) -> Process:
         """The process on the tokens of `tokenizer`; one that needs more of it than its spec keeps a reference here."""

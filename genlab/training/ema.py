@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -53,3 +54,18 @@ class Ema:
             kept = value.detach().clone()
             value.detach().copy_(self.state[name])
             self.state[name].copy_(kept)
+
+
+def view(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A second `network` on the tensors of `state`, on its own where there are none: evaluation mode, no gradients.
+
+    No weight is copied.
+    """
+    shared: dict[int, object] = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        tensor = state.get(name, value.detach())
+        shared[id(value)] = nn.Parameter(tensor, requires_grad=False) if isinstance(value, nn.Parameter) else tensor
+    second = copy.deepcopy(network, shared)
+    for patched in ("forward", "_original_forward"):  # Accelerate's autocast wrapper belongs to the first
+        second.__dict__.pop(patched, None)
+    return second.eval()

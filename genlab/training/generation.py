@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -42,7 +43,8 @@ class GenerationObjective(Objective):
         self.aligned = aligned
 
     def roles(self) -> dict[str, Role]:
-        roles = {"network": self.role, "tokenizer": Role(self.generator.tokenizer)}
+        role = replace(self.role, average=self.generator.process.takes_average)
+        roles = {"network": role, "tokenizer": Role(self.generator.tokenizer)}
         return roles if self.aligned is None else {**roles, "encoder": Role(self.aligned.encoder)}
 
     def turns(self, step: int) -> Sequence[Turn]:
@@ -59,7 +61,9 @@ class GenerationObjective(Objective):
             label = torch.where(dropped, self.generator.network.null_label, batch.label)
         if self.aligned is not None:
             return self._aligned_loss(self.aligned, networks, batch, tokens, label, rng.fork(_PROCESS))
-        return self.generator.process.loss(networks["network"], tokens, label, rng.fork(_PROCESS))
+        process = self.generator.process
+        options = {"average": networks["network.average"]} if process.takes_average else {}
+        return process.loss(networks["network"], tokens, label, rng.fork(_PROCESS), **options)
 
     def _aligned_loss(
         self, aligned: Aligned, networks: Networks, batch: Batch, tokens: Tensor, label: Tensor, rng: SampleRng

@@ -160,6 +160,7 @@ class Loop:
         """Accumulate the gradients of one turn; the mean of each named loss."""
         networks = {**self.frozen, **{name: other.bare for name, other in self.members.items()}}
         networks[turn.role] = member.wrapped
+        networks |= {f"{name}.average": other.average for name, other in self.members.items() if other.average}
         others = [other for name, other in self.members.items() if name != turn.role]
         means: dict[str, Tensor] = {}
         with ExitStack() as stack:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from genlab.core import weights
-from genlab.training.ema import Ema
+from genlab.core.errors import ConfigError
+from genlab.training.ema import Ema, view
 from genlab.training.objective import Role
 
 
@@ -21,6 +22,7 @@ class Member:
     Attributes:
         wrapped: the network to call on this role's own turn (DDP, FSDP); under a full shard, always.
         bare: the network as the objective holds it.
+        average: the network under its first average, for roles that ask for it.
     """
 
     def __init__(self, name: str, role: Role, accelerator: Accelerator, compile: bool):
@@ -35,11 +37,19 @@ class Member:
             self.wrapped, self.prepared = accelerator.prepare(self.bare, optimizer)
         self.emas = [Ema(self.bare, decay, role.ema_warmup) for decay in role.ema]
         self.parameters = [p for p in self.bare.parameters() if p.requires_grad]
+        self.average = self._average() if role.average else None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, below Accelerate's wrapper."""
         return self.prepared.optimizer
+
+    def _average(self) -> nn.Module:
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ConfigError(
+                f"{self.name}: its loss needs its average whole; use DDP in place of FSDP"
+            )
+        return view(self.bare, self.emas[0].state if self.emas else {})
 
     def set_rate(self, factor: float) -> None:
         """Set the learning rate to `factor` times its peak."""

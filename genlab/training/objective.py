@@ -14,7 +14,10 @@ from genlab.training.optimizers import OptimizerSettings
 from samplers.noise import SampleRng
 
 Networks: TypeAlias = Mapping[str, Callable[..., Any]]
-"""Role -> network to call. The role whose turn it is comes wrapped (DDP, FSDP); all others are bare and frozen."""
+"""Role -> network to call. The role whose turn it is comes wrapped (DDP, FSDP); all others are bare and frozen.
+
+"ROLE.average" is there too for each role with `average`: the same network under its first moving average.
+"""
 
 Loss: TypeAlias = Callable[[Networks, Batch, SampleRng], dict[str, Tensor]]
 """Named losses, each [B]; "loss" is minimised."""
@@ -34,6 +37,8 @@ class Role:
     ema: tuple[float, ...] = ()
     """Decays of the averages to keep."""
     ema_warmup: bool = False
+    average: bool = False
+    """Whether losses also call the network under its first average (its present weights, if it keeps none)."""
 
 
 @dataclass(frozen=True)
