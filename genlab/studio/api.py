@@ -1,19 +1,21 @@
 """The named endpoints, for gradio_client and other programs: the same work as the panels, with plain values."""
 
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from genlab.core.errors import GenlabError
-from genlab.studio.jobs import Cancelled, Job
-from genlab.studio.orders import place
+from genlab.studio.orders import Order, place
+from genlab.studio.store import Job
+from genlab.studio.visitors import who
+from genlab.studio.watching import FOLLOWING, watch
 from genlab.studio.workbench import Workbench
 
 
 def endpoints(bench: Workbench) -> None:
-    """Add `runs`, `generate` and `cancel` to the page that is being built."""
+    """Add `runs`, `generate`, `submit`, `jobs`, `job` and `cancel` to the page that is being built."""
+    store = bench.store
 
     def runs() -> list[dict]:
         """The generators: `id` is what `generate` takes; `sampling` are the default settings."""
@@ -31,38 +33,88 @@ def endpoints(bench: Workbench) -> None:
             for entry in bench.catalog.refresh().entries.values()
         ]
 
-    def generate(
+    def ordered(request: gr.Request, run: str, classes: list, per_class: int, seed: int, settings: dict | None) -> Job:
+        try:
+            if not isinstance(settings, dict | None):
+                raise GenlabError("settings: a mapping of names to values is wanted")
+            order = place(bench.catalog.get(run), classes, per_class, seed, settings or {}, bench.limits)
+            job = store.submit("generate", who(request), order.entry.name, order.wants())
+        except GenlabError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        bench.workers.ensure()
+        return job
+
+    async def generate(
         request: gr.Request, run: str, classes: list, per_class: int = 1, seed: int = 0, settings: dict | None = None
     ) -> dict:
         """Images of `classes` (numbers or names), with changes to the default sampling settings.
 
         Gives `images` (PNG files) with their `labels`, an `archive` of them, and the `command` that makes the same.
         """
+        job = ordered(request, run, classes, per_class, seed, settings)
+        async for news in watch(store, job):
+            state = news.state
+        if state.status != "done":
+            raise gr.Error(state.words or state.status, print_exception=False)
+        return _told(job, state.result)
+
+    def submit(
+        request: gr.Request, run: str, classes: list, per_class: int = 1, seed: int = 0, settings: dict | None = None
+    ) -> str:
+        """As `generate`, without waiting: the id of the job, which goes on whatever becomes of the caller."""
+        return ordered(request, run, classes, per_class, seed, settings).id
+
+    def job(id: str) -> dict:
+        """How a job stands: `status` (queued, running, done, failed, stopped), `done` (0 to 1), its `result`, ..."""
         try:
-            if not isinstance(settings, dict | None):
-                raise GenlabError("settings: a mapping of names to values is wanted")
-            order = place(bench.catalog.get(run), classes, per_class, seed, settings or {}, bench.limits)
-            with bench.jobs.entered(str(request.session_hash), Job(order)) as job:
-                last = deque(job.frames(bench.models), maxlen=1).pop()
-        except Cancelled:
-            raise gr.Error("stopped", print_exception=False) from None
+            found = store.get(id)
         except GenlabError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        images, archive = bench.outputs.deliver(order, last.images)
+        state, frame = store.state(found), store.frame(found) or {}
         return {
-            "images": [_file(image) for image in images],
-            "labels": list(order.labels),
-            "archive": _file(archive),
-            "command": order.command(),
+            "id": found.id,
+            "kind": found.kind,
+            "title": found.title,
+            "status": state.status,
+            "words": state.words or frame.get("words", ""),
+            "done": 1.0 if state.status == "done" else frame.get("done", 0.0),
+            "ahead": store.ahead(found) if state.status == "queued" else 0,
+            "result": _told(found, state.result) if state.status == "done" else None,
         }
 
-    def cancel(request: gr.Request) -> int:
-        """Stop what this session's calls are making; how many calls that were."""
-        return bench.jobs.cancel(str(request.session_hash))
+    def jobs(request: gr.Request) -> list[str]:
+        """Ids of this session's jobs, newest first."""
+        return [found.id for found in store.jobs(who(request))]
+
+    def cancel(request: gr.Request, id: str = "") -> int:
+        """Stop a job by its id, or all that this session has waiting or under way; how many that were."""
+        try:
+            mine = [store.get(id)] if id else store.jobs(who(request))
+        except GenlabError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        open_jobs = [found for found in mine if not store.state(found).over]
+        for found in open_jobs:
+            store.stop(found)
+        return len(open_jobs)
 
     gr.api(runs, api_name="runs", queue=False)
-    gr.api(generate, api_name="generate", **bench.queue)
+    gr.api(generate, api_name="generate", **FOLLOWING)
+    gr.api(submit, api_name="submit", queue=False)
+    gr.api(jobs, api_name="jobs", queue=False)
+    gr.api(job, api_name="job", queue=False)
     gr.api(cancel, api_name="cancel", queue=False)
+
+
+def _told(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a generate job for programs."""
+    order = Order.of(job.wants)
+    return {
+        "images": [_file(job.results / name) for name in result["files"]],
+        "labels": list(order.labels),
+        "archive": _file(job.results / result["archive"]),
+        "command": order.command(),
+        "seconds": result["seconds"],
+    }
 
 
 def _file(path: Path) -> dict[str, Any]:

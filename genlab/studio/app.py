@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from genlab.core.errors import GenlabError
 from genlab.studio.access import credentials
 from genlab.studio.api import endpoints
 from genlab.studio.catalog import Catalog
 from genlab.studio.generate import GeneratePanel
+from genlab.studio.store import Store
 from genlab.studio.theme import CSS, theme
+from genlab.studio.visitors import greet, visitor_state
 from genlab.studio.workbench import Workbench
+from genlab.studio.worker import Workers, page_open
 
-_WAITING = 64  # orders in the queue; more are turned away
 _HEAD = "<h1>genlab studio</h1><p>Look at what your generators have learnt.</p>"
+_FOLDER = ".studio"  # of the first runs folder: the jobs
 
 
 def build(bench: Workbench) -> gr.Blocks:
     """The page with all panels and the named endpoints."""
-    gr.set_static_paths([bench.outputs.root])  # served from where they lie instead of being copied
+    gr.set_static_paths([bench.store.results])  # served from where they lie instead of being copied
     with gr.Blocks(title="genlab studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_HEAD, elem_classes="head")
-        panels = [GeneratePanel(bench)]
+        visitor = visitor_state(bench.store)
+        panels = [GeneratePanel(bench, visitor)]
         endpoints(bench)
+        opened = page.load(greet, visitor, visitor, queue=False, show_progress="hidden", api_visibility="private")
         for panel in panels:
-            panel.load(page)
-    return page.queue(max_size=_WAITING, status_update_rate=2)
+            panel.load(opened)
+    return page.queue(status_update_rate=2)
 
 
 def launch(
@@ -38,36 +46,52 @@ def launch(
     port: int | None = 7860,
     share: bool = False,
     auth: str | None = None,
-    block: bool = True,
     **more: Any,
-) -> gr.Blocks:
-    """Serve the studio over the generators in `runs` until interrupted.
+) -> None:
+    """Serve the studio over the generators in `runs` until interrupted. Jobs under way go on, and are found again.
 
     Args:
         runs: run folders, exports, folders of them, or hub ids.
         host, share: an address that others can reach, or a public one of Gradio's, demands `auth`.
         auth: "user:password".
-        block: False returns at once; the page is closed with `close()`.
 
     Raises:
         GenlabError: open to others without a password, or the port is taken.
     """
     allowed = credentials(host, share, auth)
-    bench = Workbench(Catalog(runs))
-    page = build(bench)
-    try:
-        page.launch(
-            server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
-            footer_links=["api", "settings"], run_history=False, max_file_size="1mb", ssr_mode=False,
-            prevent_thread_lock=True, **more,
-        )  # fmt: skip
-        print(f"genlab studio at {page.share_url or page.local_url}", flush=True)
-        if block:
+    store = Store(_jobs_folder(runs))
+    bench = Workbench(Catalog(runs), store, Workers(store.root, _devices()))
+    with page_open(store.root):
+        bench.workers.ensure()  # loads what it needs while the page is being built
+        page = build(bench)
+        try:
+            page.launch(
+                server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
+                footer_links=["api", "settings"], run_history=False, max_file_size="1mb", ssr_mode=False,
+                prevent_thread_lock=True, **more,
+            )  # fmt: skip
+            print(f"genlab studio at {page.share_url or page.local_url}", flush=True)
             page.block_thread()
-    except OSError as error:
-        raise GenlabError(f"{host}:{port}: cannot listen there ({error}); choose another --port") from error
-    finally:
-        if block:
+        except OSError as error:
+            raise GenlabError(f"{host}:{port}: cannot listen there ({error}); choose another --port") from error
+        finally:
             page.close()
-            bench.outputs.close()
-    return page
+
+
+def _jobs_folder(runs: Sequence[str | Path]) -> Path:
+    """Beside the first folder of runs that can be written to, else in the user's cache, one for each set of `runs`."""
+    for source in map(Path, runs):
+        if not source.exists() and len(source.parts) == 1:  # `runs` before the first training
+            source.mkdir()
+        if source.is_dir() and os.access(source, os.W_OK) and not (source / "checkpoints").exists():
+            return source / _FOLDER
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "genlab" / "studio" / hashlib.sha256("\n".join(map(str, runs)).encode()).hexdigest()[:16]
+
+
+def _devices() -> tuple[str, ...]:
+    """Each accelerator has a worker of its own; without one the processor has."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return ("cpu",)
+    return tuple(f"{found.type}:{index}" for index in range(torch.accelerator.device_count()))

@@ -27,7 +27,10 @@ class Entry:
     """What pages call it."""
     source: str
     """What `genlab sample` takes."""
+    run: Path
+    """The run or the export."""
     folder: Path
+    """Where its description lies: `run` or its export."""
     name: str
     data: str
     image_size: int
@@ -84,7 +87,7 @@ class Catalog:
         entries, notes = {}, list(self._notes)
         for source, folder in self._candidates(notes):
             try:
-                entry = _read(source, folder)
+                entry = read_entry(source, folder)
                 entries[entry.id] = entry
             except GenlabError as error:
                 notes.append(str(error))
@@ -123,8 +126,8 @@ def _is_generator(folder: Path) -> bool:
     return any((folder / file).is_file() for file in (DESCRIPTION, "config.json", "export/config.json"))
 
 
-def _read(source: str, run: Path) -> Entry:
-    """Raises GenlabError, naming the folder, unless there is a generator that this genlab can build."""
+def read_entry(source: str, run: Path) -> Entry:
+    """The generator in a run or export. Raises GenlabError, naming the folder, unless genlab can build it."""
     folder = locate(run)
     exported = (folder / "config.json").is_file()
     file = folder / ("config.json" if exported else DESCRIPTION)
@@ -137,6 +140,7 @@ def _read(source: str, run: Path) -> Entry:
         return Entry(
             id=hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16],
             source=source,
+            run=run,
             folder=folder,
             name=str(raw["name"]),
             data=str(raw["data"]),

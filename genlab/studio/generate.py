@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from genlab.core.errors import GenlabError
 from genlab.studio import markup
@@ -17,9 +16,10 @@ from genlab.studio.catalog import Entry, Scan
 from genlab.studio.controls import Controls
 from genlab.studio.fields import settings_classes, without_effect
 from genlab.studio.gallery import LiveGallery
-from genlab.studio.jobs import Cancelled, Frame, Job
 from genlab.studio.orders import LARGEST_SEED, Order, merge, place
-from genlab.studio.pictures import to_data_uri
+from genlab.studio.store import Job
+from genlab.studio.visitors import who
+from genlab.studio.watching import FOLLOWING, News, watch
 from genlab.studio.workbench import Workbench
 
 _FEW = 10  # classes that are chosen at first
@@ -31,8 +31,8 @@ Updates = dict[Any, Any]
 class GeneratePanel:
     """Builds itself where it is made; `load` fills it when a page opens."""
 
-    def __init__(self, bench: Workbench):
-        self.bench = bench
+    def __init__(self, bench: Workbench, visitor: gr.BrowserState):
+        self.bench, self.visitor = bench, visitor
         self._build()
         self._connect()
 
@@ -66,6 +66,7 @@ class GeneratePanel:
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", interactive=False, scale=3)
             self.stop = gr.Button("Stop", variant="stop", interactive=False, scale=1, min_width=90)
+        self.job = gr.State("")
         self.status = gr.HTML(markup.status("Ready"))
         shape: dict[str, Any] = {"height": 560, "object_fit": "contain", "fit_columns": False, "elem_id": "gallery"}
         buttons = ["download", "fullscreen"]
@@ -94,19 +95,21 @@ class GeneratePanel:
         self.random_classes.click(self._draw_classes, [self.run, self.classes], self.classes, **quick)
         for part in parts:
             part.change(self._hide_idle, {self.run, *parts}, list(parts), **quick)
-        inputs = {self.run, self.classes, self.per_class, self.seed, *parts}
-        outputs: Any = [self.gallery, self.status, self.archive, self.command, self.generate, self.stop]
-        waiting: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": self.status}
-        waiting["trigger_mode"] = "multiple"  # "once" would ignore a click soon after Stop; the button is off meanwhile
-        event = self.generate.click(self._generate, inputs, outputs, **waiting, **private, **self.bench.queue)
-        self.stop.click(self._stop, None, [self.status, self.generate, self.stop], cancels=[event], **quick)
+        inputs = {self.run, self.classes, self.per_class, self.seed, self.visitor, *parts}
+        self.result: Any = [
+            self.job, self.gallery, self.status, self.archive, self.command, self.generate, self.stop
+        ]  # fmt: skip
+        # "once" would ignore a click soon after Stop; the button is off meanwhile
+        self.following: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", **private, **FOLLOWING}
+        self.generate.click(self._generate, inputs, self.result, **self.following)
+        self.stop.click(self._stop, self.job, None, **quick)
         self.page_outputs = page
 
-    def load(self, page: gr.Blocks) -> None:
-        """Look for generators whenever a page opens."""
-        page.load(
-            self._refresh, self.run, self.page_outputs, api_visibility="private", queue=False, show_progress="hidden"
-        )
+    def load(self, opened: Dependency) -> None:
+        """Look for generators whenever a page opens, and show again what its visitor has under way."""
+        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        found = opened.then(self._refresh, self.run, self.page_outputs, queue=False, **quick)
+        found.then(self._attach, self.visitor, self.result, **self.following)
 
     def _control_outputs(self) -> list[Any]:
         return [part for controls in self.controls for part in [controls.group, *controls.components]]
@@ -165,36 +168,63 @@ class GeneratePanel:
         count = min(max(len(classes or ()), 1), entry.num_classes)
         return random.sample(range(entry.num_classes), count)
 
-    def _generate(self, values: Updates, request: gr.Request) -> Iterator[Updates]:
+    async def _generate(self, values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
         order = _asked(self._order, values)
-        busy = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
-        command = order.command() or "(genlab sample cannot be asked for these classes)"
-        shape = gr.update(elem_classes=_gallery_classes(order))
-        yield {self.gallery: shape, self.status: markup.status("Preparing"), self.command: command, **busy}
-        with self.bench.jobs.entered(str(request.session_hash), Job(order)) as job:
-            try:
-                yield from self._fill(order, job)
-            except Cancelled:
-                yield {self.status: markup.status("Stopped")}
-            except Exception as error:
-                yield {self.status: markup.status("Not finished"), **self._at_rest()}
-                known = isinstance(error, GenlabError)
-                words = str(error) if known else "This went wrong inside genlab; its terminal has the details."
-                raise gr.Error(escape(words), print_exception=not known) from error
-        yield self._at_rest()
+        owner = who(request, values[self.visitor])
+        job = _asked(self.bench.store.submit, "generate", owner, order.entry.name, order.wants())
+        self.bench.workers.ensure()
+        async for updates in self._follow(job, order):
+            yield updates
 
-    def _fill(self, order: Order, job: Job) -> Iterator[Updates]:
-        begun = time.monotonic()
-        last = Frame()
-        for last in job.frames(self.bench.models):
-            if last.finished < len(order.labels):
-                yield self._progress(order, last)
-        files, archive = self.bench.outputs.deliver(order, last.images)
+    async def _attach(self, visitor: str, request: gr.Request) -> AsyncIterator[Updates]:
+        """Follow the visitor's newest job, which another page of theirs may have begun."""
+        jobs = [job for job in self.bench.store.jobs(who(request, visitor)) if job.kind == "generate"]
+        try:
+            order = Order.of(jobs[0].wants)
+        except (IndexError, GenlabError):  # none, or its run is gone
+            yield {self.status: markup.status("Ready")}
+            return
+        async for updates in self._follow(jobs[0], order):
+            yield updates
+
+    async def _follow(self, job: Job, order: Order) -> AsyncIterator[Updates]:
+        """What the page shows, from now to the end of the job."""
         yield {
-            self.gallery: _captioned(order, dict(enumerate(files))),
-            self.archive: gr.update(value=archive, interactive=True),
-            self.status: markup.finished(len(files), time.monotonic() - begun),
+            self.job: job.id,
+            self.gallery: gr.update(value=[], elem_classes=_gallery_classes(order)),
+            self.status: markup.status("Preparing"),
+            self.command: order.command() or "(genlab sample cannot be asked for these classes)",
+            self.archive: gr.update(interactive=False),
+            self.generate: gr.update(interactive=False),
+            self.stop: gr.update(interactive=True),
         }
+        async for news in watch(self.bench.store, job):
+            yield self._shown(job, order, news)
+        if news.state.status == "failed":
+            gr.Warning(escape(news.state.words), title="Not finished")
+
+    def _shown(self, job: Job, order: Order, news: News) -> Updates:
+        total, state, frame = len(order.labels), news.state, news.frame
+        at_rest = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        match state.status:
+            case "queued":
+                return {self.status: markup.waiting(news.ahead)}
+            case "running" if frame is None:
+                return {self.status: markup.status("Loading the model")}
+            case "running":
+                assert frame is not None
+                pictures = [(picture, _caption(order, index)) for index, picture in frame["pictures"]]
+                return {self.gallery: pictures, self.status: markup.progress(frame, total)}
+            case "done":
+                files = [(job.results / name, _caption(order, i)) for i, name in enumerate(state.result["files"])]
+                return at_rest | {
+                    self.gallery: files,
+                    self.archive: gr.update(value=job.results / state.result["archive"], interactive=True),
+                    self.status: markup.finished(total, state.result["seconds"]),
+                }
+            case "stopped":
+                return at_rest | {self.status: markup.status("Stopped")}
+        return at_rest | {self.status: markup.status("Not finished")}
 
     def _order(self, values: Updates) -> Order:
         entry = self.bench.catalog.get(values[self.run])
@@ -202,16 +232,9 @@ class GeneratePanel:
         given = values[self.classes], values[self.per_class], values[self.seed]
         return place(entry, *given, changes, self.bench.limits)
 
-    def _progress(self, order: Order, frame: Frame) -> Updates:
-        pictures = {index: to_data_uri(image) for index, image in frame.images.items()}
-        return {self.gallery: _captioned(order, pictures), self.status: markup.progress(frame, len(order.labels))}
-
-    def _stop(self, request: gr.Request) -> Updates:
-        self.bench.jobs.cancel(str(request.session_hash))
-        return {self.status: markup.status("Stopped"), **self._at_rest()}
-
-    def _at_rest(self) -> Updates:
-        return {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+    def _stop(self, job: str) -> None:
+        if job:
+            self.bench.store.stop(_asked(self.bench.store.get, job))
 
 
 def _whole(value: int, label: str, low: int, high: int) -> gr.Number:
@@ -243,5 +266,5 @@ def _gallery_classes(order: Order) -> list[str]:
     return few if order.entry.image_size >= _SMOOTH else [*few, "pixelated"]
 
 
-def _captioned(order: Order, pictures: Mapping[int, str | Path]) -> list[tuple[str | Path, str]]:
-    return [(picture, order.entry.class_name(order.labels[index])) for index, picture in sorted(pictures.items())]
+def _caption(order: Order, index: int) -> str:
+    return order.entry.class_name(order.labels[index])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from genlab.studio.catalog import Entry
-from genlab.studio.jobs import Frame
 
 TRAIN = "make demo"
 TRAIN_LONG = "accelerate launch genlab/train.py configs/digits/dit_flow.yaml"
@@ -49,10 +49,15 @@ def status(words: str, done: float = 0.0) -> str:
     )
 
 
-def progress(frame: Frame, total: int) -> str:
-    """A job on its way."""
-    left = f" · {duration(frame.left)} left" if frame.left is not None else ""
-    return status(f"{frame.done:.0%} · {frame.finished} of {total} images finished{left}", frame.done)
+def waiting(ahead: int) -> str:
+    """A job in the queue."""
+    return status("Next in line" if ahead == 0 else "1 job comes first" if ahead == 1 else f"{ahead} jobs come first")
+
+
+def progress(frame: Mapping[str, Any], total: int) -> str:
+    """A job on its way, by its newest frame."""
+    left = f" · {duration(frame['left'])} left" if frame["left"] is not None else ""
+    return status(f"{frame['done']:.0%} · {frame['finished']} of {total} images finished{left}", frame["done"])
 
 
 def finished(count: int, seconds: float) -> str:

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from genlab.config_errors import describe, nearest
 from genlab.core.contracts import SamplingSettings
 from genlab.core.errors import ConfigError, GenlabError
 from genlab.sampling import label_plan
-from genlab.studio.catalog import Entry
+from genlab.studio.catalog import Entry, read_entry
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser holds exactly
 
@@ -39,6 +40,23 @@ class Order:
     labels: tuple[int, ...]
     seed: int
     settings: SamplingSettings
+
+    @classmethod
+    def of(cls, wants: Mapping[str, Any]) -> Order:
+        """The order that said `wants`. Raises GenlabError if its generator is no longer there."""
+        entry = read_entry(wants["source"], Path(wants["run"]))
+        return place(entry, wants["classes"], wants["per_class"], wants["seed"], wants["sampling"], Limits())
+
+    def wants(self) -> dict[str, Any]:
+        """The order in plain values, from which `of` makes it again in another process."""
+        return {
+            "source": self.entry.source,
+            "run": str(self.entry.run.resolve()),
+            "classes": list(self.classes),
+            "per_class": self.per_class,
+            "seed": self.seed,
+            "sampling": self.settings.model_dump(mode="json"),
+        }
 
     def metadata(self, index: int) -> dict[str, Any]:
         """All that is needed to make image `index` again, JSON-able."""

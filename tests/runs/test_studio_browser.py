@@ -144,14 +144,21 @@ def test_images_show_while_they_form_and_stop_stops(page):
 
 
 @pytest.mark.browser
-def test_a_reload_frees_the_device_and_starts_afresh(page, address, complaints):
+def test_a_job_survives_a_reload_and_is_found_again(page, address, complaints):
     order(page, per_class=25, steps=1000)
     expect(pictures(page, '[src^="data:"]').first).to_be_visible()
-    visit(page, address)
-    expect(status(page)).to_have_text("Ready")
+    page.goto(address)
+    expect(pictures(page, '[src^="data:"]').first).to_be_visible()
+    expect(status(page)).to_contain_text("images finished")
+    expect(button(page, "Generate")).to_be_disabled()
     complaints.clear()  # Gradio's: the page that was left had a stream open
+    button(page, "Stop").click()
+    expect(status(page)).to_have_text("Stopped")
     order(page, per_class=1, steps=2)
     expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+    page.goto(address)
+    expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+    expect(pictures(page, ':not([src^="data:"])')).to_have_count(10)
 
 
 @pytest.mark.browser
@@ -203,15 +210,22 @@ def test_programs_are_refused_in_plain_words(change, complaint, client):
         client.predict(**wanted | change, api_name="/generate")
 
 
-def test_a_program_stops_its_own_work(client):
+def test_a_program_leaves_its_work_and_comes_back(client):
     run = client.predict(api_name="/runs")[0]["id"]
-    job = client.submit(run, classes=list(range(10)), per_class=25, settings={"steps": 1000}, api_name="/generate")
-    stopped = 0
-    while not stopped and not job.done():  # until it has come to the front of the queue
-        stopped = client.predict(api_name="/cancel")
-    assert stopped == 1
+    wanted = {"classes": list(range(10)), "per_class": 25, "settings": {"steps": 1000}}
+    waiting = client.submit(run, **wanted, api_name="/generate")
+    while not client.predict(api_name="/jobs"):
+        pass
+    second = client.predict(run, **wanted, api_name="/submit")
+    assert client.predict(second, api_name="/job")["status"] == "queued"
+    assert client.predict(second, api_name="/job")["ahead"] == 1
+    assert client.predict(second, api_name="/cancel") == 1
+    assert client.predict(second, api_name="/job")["status"] == "stopped"
+    assert client.predict(api_name="/cancel") == 1
     with pytest.raises(AppError, match="stopped"):
-        job.result(timeout=PATIENCE / 1000)
+        waiting.result(timeout=PATIENCE / 1000)
+    with pytest.raises(AppError, match="no such job"):
+        client.predict("../../etc", api_name="/job")
 
 
 def local(file):

@@ -1,0 +1,85 @@
+"""The work of the Generate panel: an order filled, with pictures of what forms."""
+
+from __future__ import annotations
+
+import re
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from genlab.core import contracts
+from genlab.core.contracts import to_uint8
+from genlab.core.generator import Generator
+from genlab.sampling import sample_images
+from genlab.studio.models import Models
+from genlab.studio.orders import Order
+from genlab.studio.pictures import to_data_uri, to_png
+from genlab.studio.worker import Running
+
+BATCH = 64  # as `genlab sample` by default: the same batches give the same images to the last bit
+PAUSE = 0.15  # seconds between previews, at least
+
+
+def generate(running: Running, models: Models) -> dict[str, Any]:
+    """Fill an order: `files` [n] and `archive` below the job's results, and the `seconds` it took.
+
+    While images form, frames have `pictures`, pairs of an index and a data URI, and how many are `finished`.
+    """
+    order = Order.of(running.job.wants)
+    generator = models.get(order.entry)
+    begun = time.monotonic()
+    images = fill(running, generator, order)
+    seconds = time.monotonic() - begun
+    files, archive = deliver(order, images, running.job.results)
+    return {"files": [file.name for file in files], "archive": archive.name, "seconds": seconds}
+
+
+def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tensor]:
+    """The images of an order by index, uint8 [3,R,R]. Raises Stopped within a sampling step."""
+    total = len(order.labels)
+    ready: dict[int, Tensor] = {}
+    shown: dict[int, str] = {}
+    next_preview = 0.0
+
+    def on_step(event: contracts.Event) -> None:
+        nonlocal next_preview
+        running.check()
+        now = time.monotonic()
+        if now < next_preview or event.step == event.steps:
+            return
+        present = to_uint8(generator.decode_preview(event)).cpu()
+        forming = {index: to_data_uri(image) for index, image in enumerate(present, start=len(ready))}
+        done = (len(ready) + len(present) * event.step / event.steps) / total
+        running.show(done, pictures=sorted((shown | forming).items()), finished=len(ready))
+        spent = time.monotonic() - now  # a slow decoder is asked less often
+        next_preview = now + spent + max(PAUSE, 3 * spent)
+
+    running.check()
+    for indices, images in sample_images(
+        generator, order.labels, order.seed, range(total), BATCH, order.settings, on_step
+    ):
+        running.check()
+        ready |= dict(zip(indices, images))
+        if len(ready) < total:
+            shown |= {index: to_data_uri(image) for index, image in zip(indices, images)}
+            running.show(len(ready) / total, pictures=sorted(shown.items()), finished=len(ready))
+    return ready
+
+
+def deliver(order: Order, images: Mapping[int, Tensor], folder: Path) -> tuple[list[Path], Path]:
+    """Each image as a PNG file in `folder`, and all of them in a ZIP there."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", order.entry.name)[:80]
+    archive = folder / f"{stem}-seed{order.seed}.zip"
+    files = []
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
+        for index, image in sorted(images.items()):
+            data = to_png(image, order.metadata(index))
+            file = folder / f"{index:06d}-{order.labels[index]:04d}.png"
+            file.write_bytes(data)
+            zipped.writestr(file.name, data)
+            files.append(file)
+    return files, archive

@@ -1,0 +1,32 @@
+"""What a worker can do: each kind of job, and what their work shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from genlab.studio.models import Models
+from genlab.studio.work.generating import generate
+from genlab.studio.worker import Running
+
+KINDS: dict[str, Callable[[Running, Models], dict[str, Any]]] = {
+    "generate": generate,
+}
+
+
+class Workshop:
+    """One device with the models that are loaded on it."""
+
+    def __init__(self, device: str):
+        self._models = Models(torch.device(device))
+
+    def do(self, running: Running) -> dict[str, Any]:
+        """Do a job; what came of it, JSON-able.
+
+        Raises:
+            Stopped: on request.
+            GenlabError: it cannot be done, in words for who asked.
+        """
+        return KINDS[running.job.kind](running, self._models)
