@@ -109,7 +109,7 @@ def _told(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The result of a generate job for programs."""
     order = Order.of(job.wants)
     return {
-        "images": [_file(job.results / name) for name in result["files"]],
+        "images": [_file(job.results / name) for name, _ in result["files"]],
         "labels": list(order.labels),
         "archive": _file(job.results / result["archive"]),
         "command": order.command(),

@@ -16,6 +16,7 @@ from genlab.studio.access import credentials
 from genlab.studio.api import endpoints
 from genlab.studio.catalog import Catalog
 from genlab.studio.generate import GeneratePanel
+from genlab.studio.panel import JobPanel
 from genlab.studio.store import Store
 from genlab.studio.theme import CSS, theme
 from genlab.studio.visitors import greet, visitor_state
@@ -23,6 +24,7 @@ from genlab.studio.workbench import Workbench
 from genlab.studio.worker import Workers, page_open
 
 _HEAD = "<h1>genlab studio</h1><p>Look at what your generators have learnt.</p>"
+PANELS: dict[str, type[JobPanel]] = {"Generate": GeneratePanel}
 _FOLDER = ".studio"  # of the first runs folder: the jobs
 
 
@@ -32,11 +34,15 @@ def build(bench: Workbench) -> gr.Blocks:
     with gr.Blocks(title="genlab studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_HEAD, elem_classes="head")
         visitor = visitor_state(bench.store)
-        panels = [GeneratePanel(bench, visitor)]
+        panels = []
+        with gr.Tabs():
+            for title, kind in PANELS.items():
+                with gr.Tab(title, id=title.lower()):
+                    panels.append(kind(bench, visitor))
         endpoints(bench)
         opened = page.load(greet, visitor, visitor, queue=False, show_progress="hidden", api_visibility="private")
         for panel in panels:
-            panel.load(opened)
+            panel.on_open(opened)
     return page.queue(status_update_rate=2)
 
 

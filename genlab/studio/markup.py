@@ -54,10 +54,10 @@ def waiting(ahead: int) -> str:
     return status("Next in line" if ahead == 0 else "1 job comes first" if ahead == 1 else f"{ahead} jobs come first")
 
 
-def progress(frame: Mapping[str, Any], total: int) -> str:
+def progress(frame: Mapping[str, Any]) -> str:
     """A job on its way, by its newest frame."""
     left = f" · {duration(frame['left'])} left" if frame["left"] is not None else ""
-    return status(f"{frame['done']:.0%} · {frame['finished']} of {total} images finished{left}", frame["done"])
+    return status(f"{frame['done']:.0%} · {frame['finished']} of {frame['total']} images finished{left}", frame["done"])
 
 
 def finished(count: int, seconds: float) -> str:

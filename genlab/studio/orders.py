@@ -58,6 +58,10 @@ class Order:
             "sampling": self.settings.model_dump(mode="json"),
         }
 
+    def caption(self, index: int) -> str:
+        """The words below image `index`."""
+        return self.entry.class_name(self.labels[index])
+
     def metadata(self, index: int) -> dict[str, Any]:
         """All that is needed to make image `index` again, JSON-able."""
         label = self.labels[index]
@@ -68,7 +72,7 @@ class Order:
             "seed": self.seed,
             "index": index,
             "label": label,
-            "class": self.entry.class_name(label),
+            "class": self.caption(index),
             "sampling": self.settings.model_dump(mode="json"),
         }
 

@@ -25,9 +25,9 @@ PAUSE = 0.15  # seconds between previews, at least
 
 
 def generate(running: Running, models: Models) -> dict[str, Any]:
-    """Fill an order: `files` [n] and `archive` below the job's results, and the `seconds` it took.
+    """Fill an order: `files` with captions, their `archive` below the job's results, and the `seconds` it took.
 
-    While images form, frames have `pictures`, pairs of an index and a data URI, and how many are `finished`.
+    While images form, frames have `pictures`, pairs of data URI and caption, and how many of `total` are `finished`.
     """
     order = Order.of(running.job.wants)
     generator = models.get(order.entry)
@@ -35,7 +35,8 @@ def generate(running: Running, models: Models) -> dict[str, Any]:
     images = fill(running, generator, order)
     seconds = time.monotonic() - begun
     files, archive = deliver(order, images, running.job.results)
-    return {"files": [file.name for file in files], "archive": archive.name, "seconds": seconds}
+    named = [(file.name, order.caption(index)) for index, file in enumerate(files)]
+    return {"files": named, "archive": archive.name, "seconds": seconds}
 
 
 def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tensor]:
@@ -44,6 +45,10 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
     ready: dict[int, Tensor] = {}
     shown: dict[int, str] = {}
     next_preview = 0.0
+
+    def show(done: float, forming: Mapping[int, str]) -> None:
+        pictures = [(picture, order.caption(index)) for index, picture in sorted(({**shown, **forming}).items())]
+        running.show(done, pictures=pictures, finished=len(ready), total=total)
 
     def on_step(event: contracts.Event) -> None:
         nonlocal next_preview
@@ -54,7 +59,7 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
         present = to_uint8(generator.decode_preview(event)).cpu()
         forming = {index: to_data_uri(image) for index, image in enumerate(present, start=len(ready))}
         done = (len(ready) + len(present) * event.step / event.steps) / total
-        running.show(done, pictures=sorted((shown | forming).items()), finished=len(ready))
+        show(done, forming)
         spent = time.monotonic() - now  # a slow decoder is asked less often
         next_preview = now + spent + max(PAUSE, 3 * spent)
 
@@ -66,7 +71,7 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
         ready |= dict(zip(indices, images))
         if len(ready) < total:
             shown |= {index: to_data_uri(image) for index, image in zip(indices, images)}
-            running.show(len(ready) / total, pictures=sorted(shown.items()), finished=len(ready))
+            show(len(ready) / total, {})
     return ready
 
 

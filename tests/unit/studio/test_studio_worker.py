@@ -66,7 +66,7 @@ def test_files_are_what_the_command_would_make(store, entry, workshop):
     order = Order.of(job.wants)
     parts = sample_images(from_pretrained(entry.folder), order.labels, 7, range(80), 64, order.settings)
     expected = torch.cat([part.images for part in parts]).permute(0, 2, 3, 1)
-    made = np.stack([np.asarray(Image.open(job.results / name)) for name in state.result["files"]])
+    made = np.stack([np.asarray(Image.open(job.results / name)) for name, _ in state.result["files"]])
     assert np.array_equal(made, expected.numpy())
     assert (job.results / state.result["archive"]).stat().st_size > 0
 
