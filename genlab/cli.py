@@ -35,11 +35,14 @@ def train(
         typer.Option(help="auto: continue the newest sound checkpoint; never: a new run; or a checkpoint's folder."),
     ] = "auto",
     dry_run: Annotated[bool, typer.Option(help="Print config, size, speed, memory and time; write nothing.")] = False,
+    student: Annotated[
+        int | None, typer.Option(min=0, help="Of several students, train this one; default: one after another.")
+    ] = None,
 ) -> None:
     """Train a generator."""
     from genlab.commands.train import train as command
 
-    command(config, overrides or [], runs, resume, dry_run)
+    command(config, overrides or [], runs, resume, dry_run, student)
 
 
 @app.command()
@@ -270,11 +273,19 @@ def verify(files: Annotated[list[Path], typer.Argument(help="Golden files, or fo
 
 
 @app.command()
-def export(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Width of another average, such as 0.13, for runs with training.ema_power.", show_default=False
+        ),
+    ] = None,
+) -> None:
     """Write RUN/export from the newest checkpoint: averaged weights, description, model card."""
     from genlab.commands.export import export as command
 
-    print(command(run))
+    print(command(run, ema))
 
 
 @app.command()
@@ -340,3 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("genlab: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,15 +16,21 @@ from genlab.studio.access import credentials
 from genlab.studio.api import endpoints
 from genlab.studio.catalog import Catalog
 from genlab.studio.generate import GeneratePanel
+from genlab.studio.jobs import JobsPanel
 from genlab.studio.panel import JobPanel
 from genlab.studio.store import Store
 from genlab.studio.theme import CSS, theme
+from genlab.studio.train import TrainPanel
 from genlab.studio.visitors import greet, visitor_state
 from genlab.studio.workbench import Workbench
 from genlab.studio.worker import Workers, page_open
 
 _HEAD = "<h1>genlab studio</h1><p>Look at what your generators have learnt.</p>"
-PANELS: dict[str, type[JobPanel]] = {"Generate": GeneratePanel}
+PANELS: dict[str, type[JobPanel] | type[JobsPanel]] = {
+    "Generate": GeneratePanel,
+    "Train": TrainPanel,
+    "Jobs": JobsPanel,
+}
 _FOLDER = ".studio"  # of the first runs folder: the jobs
 
 

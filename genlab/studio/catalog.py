@@ -72,6 +72,11 @@ class Catalog:
         self._roots = [(source, root) for source in self.sources if (root := self._root(source)) is not None]
         self._scan = Scan()
 
+    @property
+    def folders(self) -> list[Path]:
+        """The sources on this disk."""
+        return [root for _, root in self._roots]
+
     def _root(self, source: str) -> Path | None:
         path = Path(source)
         if path.exists() or path.is_absolute() or source.count("/") != 1:

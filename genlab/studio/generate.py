@@ -16,7 +16,7 @@ from genlab.studio.controls import Controls
 from genlab.studio.fields import settings_classes, without_effect
 from genlab.studio.gallery import LiveGallery
 from genlab.studio.orders import LARGEST_SEED, Order, merge, place
-from genlab.studio.panel import QUICK, JobPanel, Updates, asked
+from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
 from genlab.studio.store import Job
 
 _FEW = 10  # classes that are chosen at first
@@ -149,7 +149,7 @@ class GeneratePanel(JobPanel):
         count = min(max(len(classes or ()), 1), entry.num_classes)
         return random.sample(range(entry.num_classes), count)
 
-    def order(self, values: Updates) -> tuple[str, dict[str, Any]]:
+    def order(self, values: Updates) -> tuple[str, Wants]:
         entry = self.bench.catalog.get(values[self.run])
         changes = self._controls(entry).read(values)
         given = values[self.classes], values[self.per_class], values[self.seed]

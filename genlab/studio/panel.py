@@ -19,6 +19,8 @@ from genlab.studio.workbench import Workbench
 
 Updates: TypeAlias = dict[Any, Any]
 """Component -> its new value or gr.update."""
+Wants: TypeAlias = dict[str, Any]
+"""What a job says to the worker."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUICK: dict[str, Any] = {**PRIVATE, "queue": False, "show_progress": "hidden"}
 """Arguments of events that only touch the page."""
@@ -44,7 +46,7 @@ class JobPanel(ABC):
         """Lay out the panel and connect it."""
 
     @abstractmethod
-    def order(self, values: Updates) -> tuple[str, dict[str, Any]]:
+    def order(self, values: Updates) -> tuple[str, Wants]:
         """Title and wants of the job that the inputs ask for. Raises GenlabError for what cannot be done."""
 
     @abstractmethod
@@ -76,20 +78,25 @@ class JobPanel(ABC):
         self._outputs = [self.job, self.status, self.start, self.stop, *shown]
         # "once" would ignore a click soon after Stop; the button is off meanwhile
         self._following = {"show_progress": "hidden", "trigger_mode": "multiple", **PRIVATE, **FOLLOWING}
-        self.start.click(self._start, {self.visitor, *inputs}, self._outputs, **self._following)
+        self.also_starts(self.start, self.order, inputs)
         self.stop.click(self._stop, self.job, None, **QUICK)
+
+    def also_starts(self, button: gr.Button, order: Callable[[Updates], tuple[str, Wants]], inputs: set[Any]) -> None:
+        """Let `button` ask for the job that `order` makes of `inputs`; see `order` above."""
+
+        async def start(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
+            title, wants = asked(order, values)
+            job = asked(self.bench.store.submit, self.kind, who(request, values[self.visitor]), title, wants)
+            self.bench.workers.ensure()
+            async for updates in self._follow(job):
+                yield updates
+
+        button.click(start, {self.visitor, *inputs}, self._outputs, **self._following)
 
     def load(self, opened: Dependency, refresh: Callable[..., Updates], values: list[Any], shown: list[Any]) -> None:
         """Once a page has `opened`, `refresh(values)` fills `shown`; then its visitor's newest job is followed."""
         found = opened.then(refresh, values, shown, **QUICK)
         found.then(self._attach, self.visitor, self._outputs, **self._following)
-
-    async def _start(self, values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
-        title, wants = asked(self.order, values)
-        job = asked(self.bench.store.submit, self.kind, who(request, values[self.visitor]), title, wants)
-        self.bench.workers.ensure()
-        async for updates in self._follow(job):
-            yield updates
 
     async def _attach(self, visitor: str, request: gr.Request) -> AsyncIterator[Updates]:
         """Follow the visitor's newest job, which another page of theirs may have begun."""

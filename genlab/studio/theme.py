@@ -18,13 +18,27 @@ CSS = """
 .notes { color: var(--body-text-color-subdued); font-size: 0.85rem; overflow-wrap: anywhere; }
 .notes summary { cursor: pointer; }
 .status { height: 2.2rem; }
-.status progress { width: 100%; height: 6px; border: 0; border-radius: 3px; overflow: hidden; display: block;
-  appearance: none; background: var(--border-color-primary); }
-.status progress::-webkit-progress-bar { background: var(--border-color-primary); }
-.status progress::-webkit-progress-value { background: var(--color-accent); }
-.status progress::-moz-progress-bar { background: var(--color-accent); }
+progress { height: 6px; border: 0; border-radius: 3px; overflow: hidden; appearance: none;
+  background: var(--border-color-primary); }
+progress::-webkit-progress-bar { background: var(--border-color-primary); }
+progress::-webkit-progress-value { background: var(--color-accent); }
+progress::-moz-progress-bar { background: var(--color-accent); }
+.status progress { width: 100%; display: block; }
 .status span { display: block; margin-top: 0.4rem; font-variant-numeric: tabular-nums; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; color: var(--body-text-color-subdued); }
+.runs { overflow-x: auto; }
+.runs table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 0.85rem;
+  font-variant-numeric: tabular-nums; }
+.runs th, .runs td { text-align: left; padding: 0.4rem 0.8rem 0.4rem 0 !important; white-space: nowrap;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.runs th { font-weight: 500; color: var(--body-text-color-subdued); }
+.runs tr.active strong, .runs tr.running strong { color: var(--color-accent); }
+.runs progress { width: 4.5rem; height: 6px; vertical-align: middle; margin-right: 0.3rem; }
+.jobs td:last-child { white-space: normal; }
+.hint { color: var(--body-text-color-subdued); margin: 0; }
+.picture { margin: 0; }
+.picture img { max-width: 100%; image-rendering: pixelated; min-width: min(100%, 20rem); }
+.picture figcaption { font-size: 0.85rem; color: var(--body-text-color-subdued); }
 .fields .block { display: flex; flex-direction: column; justify-content: end; }
 .beside { align-self: end; flex-grow: 0 !important; height: 2.6rem; }
 .pixelated img { image-rendering: pixelated; }

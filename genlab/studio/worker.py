@@ -7,6 +7,7 @@ nothing waits and no page is open.
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -50,9 +51,10 @@ class Running:
 
 def serve(root: Path, device: str, linger: float = _LINGER) -> None:
     """Do jobs until none waits and no page has been open for `linger` seconds. At once if the device has a worker."""
-    with _locked(root / f"worker-{device.replace(':', '-')}.lock", tries=20) as alone:  # others may be looking at it
+    with _locked(_lock_file(root, device), tries=20) as alone:  # others may be looking at it
         if not alone:
             return
+        _lock_file(root, device).write_text(str(os.getpid()))
         from genlab.studio.work.workshop import Workshop  # torch, only for a worker that stays
 
         store, workshop = Store(root), Workshop(device)
@@ -100,7 +102,7 @@ class Workers:
         """Start the workers that do not run."""
         self._started = [process for process in self._started if process.poll() is None]
         for device in self.devices:
-            if not _is_held(self.root / f"worker-{device.replace(':', '-')}.lock"):
+            if not _is_held(_lock_file(self.root, device)):
                 self._start(device)
 
     def _start(self, device: str) -> None:
@@ -118,10 +120,15 @@ def page_open(root: Path) -> Iterator[None]:
         yield
 
 
+def _lock_file(root: Path, device: str) -> Path:
+    """Held by the device's worker, whose process number it has."""
+    return root / f"worker-{device.replace(':', '-')}.lock"
+
+
 @contextmanager
 def _locked(file: Path, tries: int = 1) -> Iterator[bool]:
     """Whether the lock on the file could be had for the block."""
-    with file.open("w") as opened:
+    with file.open("a") as opened:
         for _ in range(tries):
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

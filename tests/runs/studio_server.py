@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -38,6 +38,7 @@ def studio(runs: Path) -> Iterator[str]:
                         return
             finally:
                 _end(process)
+                _end_workers(runs)
         if "cannot listen there" not in "".join(said):
             break
     raise AssertionError(f"the studio did not start:\n{''.join(said)}")
@@ -59,6 +60,14 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
     for line in process.stdout or ():
         lines.put(line)
     lines.put("")
+
+
+def _end_workers(runs: Path) -> None:
+    """They would go on, and wait for another page."""
+    for lock in runs.glob(".studio/worker-*.lock"):
+        if lock.read_text():
+            with suppress(ProcessLookupError):
+                os.kill(int(lock.read_text()), signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

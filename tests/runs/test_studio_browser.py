@@ -78,7 +78,7 @@ def button(page, name):
 
 
 def status(page):
-    return page.locator(".status [role=status]")
+    return page.locator(".status:visible [role=status]")
 
 
 def pictures(page, kind=""):
@@ -167,6 +167,34 @@ def test_a_refusal_is_shown_and_does_no_harm(page):
     expect(page.get_by_text("ask for 256 images at most").first).to_be_visible()
     order(page, per_class=1, steps=2)
     expect(status(page)).to_have_text(re.compile(r"^10 images in "))
+
+
+@pytest.mark.browser
+def test_a_recipe_is_trained_watched_and_stopped(page, trained):
+    page.get_by_role("tab", name="Train").click()
+    shown = page.locator(".runs:visible")
+    expect(shown).to_contain_text("tiny")
+    page.get_by_label("Changes").fill("data.name=folder")
+    button(page, "Start training").click()
+    expect(page.get_by_text("a page may change").first).to_be_visible()
+    name = f"from-the-page-{os.getpid()}"
+    small = "training.batch=16\ntraining.log_every=64\ntraining.preview_every=512\nnetwork.depth=1\nnetwork.width=32"
+    page.get_by_label("Changes").fill(f"name={name}\ntraining.images=4000\n{small}\nnetwork.heads=2")
+    button(page, "Start training").click()
+    running = page.locator(".status:visible [role=status]")
+    expect(running).to_contain_text("of 4,000 images")
+    expect(shown).to_contain_text(name)
+    page.get_by_role("tab", name="Jobs").click()
+    expect(page.locator(".jobs")).to_contain_text(name)
+    screenshot(page, "jobs")
+    page.get_by_role("tab", name="Train").click()
+    expect(running).to_have_text(f"{name} is trained: choose it in Generate")
+    page.get_by_label("Look at").click()
+    page.get_by_role("option", name=name).click()
+    expect(page.locator(".picture img")).to_be_visible()
+    screenshot(page, "train")
+    assert (trained.parent / name / "export" / "network.safetensors").exists()
+    shutil.rmtree(trained.parent / name)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import torch
 
 from genlab.studio.models import Models
 from genlab.studio.work.generating import generate
+from genlab.studio.work.training import train
 from genlab.studio.worker import Running
 
 KINDS: dict[str, Callable[[Running, Models], dict[str, Any]]] = {
     "generate": generate,
+    "train": train,
 }
 
 
