@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from genlab.training.checkpoint import list_checkpoints
+
 _TAIL = 16_384  # bytes at the end of a log that surely hold a whole line
 _QUIET = 120.0  # seconds without a line after which a run counts as stopped
 
@@ -81,7 +83,8 @@ def _changed(folder: Path) -> float:
 def _read(folder: Path, changed: float) -> RunState:
     system, total = _told(folder / "config.yaml", (folder / "config.yaml").stat().st_mtime)
     line = _last_line(folder / "log.jsonl")
-    images = int(line.get("images", 0))
+    saved = max((int(checkpoint.name) for checkpoint in list_checkpoints(folder / "checkpoints")), default=0)
+    images = max(int(line.get("images", 0)), saved)  # the last images of a run come after its last line
     loss = next((value for key, value in line.items() if key == "loss" or key.endswith("/loss")), None)
     active = images < total and time.time() - changed < _QUIET
     return RunState(

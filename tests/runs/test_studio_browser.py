@@ -1,14 +1,10 @@
-"""The studio as visitors meet it: in a real browser, and through its named endpoints.
-
-GENLAB_SCREENSHOTS=FOLDER writes a picture of each state of the page.
-"""
+"""The studio as visitors meet it: in a real browser, and through its named endpoints."""
 
 import json
 import os
 import re
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,92 +12,13 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from runs_support import genlab
-from studio_server import studio
-
-CHROMIUM = shutil.which("chromium")
-PATIENCE = 60_000  # milliseconds until something that should come counts as missing
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-proxy-server"]
-
-
-@pytest.fixture(scope="module")
-def address(trained):
-    with studio(trained.parent) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=2 * PATIENCE)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def complaints():
-    """Errors in the browser's console."""
-    return []
-
-
-@pytest.fixture
-def page(browser, address, complaints):
-    """The page, filled; at the end its console must be free of errors."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    context.set_default_navigation_timeout(2 * PATIENCE)
-    opened = context.new_page()
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    visit(opened, address)
-    yield opened
-    context.close()
-    assert not complaints
-
-
-def visit(page, address):
-    page.goto(address)
-    expect(button(page, "Generate")).to_be_enabled()
-
-
-def expect(locator):
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=PATIENCE)
-    return expect(locator)
-
-
-def button(page, name):
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def status(page):
-    return page.locator(".status:visible [role=status]")
-
-
-def pictures(page, kind=""):
-    return page.locator(f"#gallery .grid-container img{kind}")
-
-
-def fill(page, label, value):
-    """Type into the visible number field of that label."""
-    field = page.get_by_label(label).locator("visible=true").first
-    field.fill(str(value))
-    field.blur()
+from studio_page import PATIENCE, button, expect, fill, pictures, screenshot, status
 
 
 def order(page, per_class, steps):
     fill(page, "Images per class", per_class)
     fill(page, "Steps", steps)
     button(page, "Generate").click()
-
-
-def screenshot(page, name):
-    if folder := os.environ.get("GENLAB_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
 @pytest.mark.browser
