@@ -104,7 +104,7 @@ def _rows(size: int) -> list[Protocol]:
             sampling={
                 "steps": 8,
                 "guidance": 3.5 if small else 4.5,
-                "mask_temperature": 1.5,
+                "confidence_temperature": 1.5,
                 "temperature": 6.0 if small else 4.0,
             },
             note="the paper scores unrounded images with PyTorch's resize; here 8 bits and TF1's: FID moves a little",
