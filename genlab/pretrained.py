@@ -34,7 +34,7 @@ from genlab.core.weights import fill_all, read_tensors
 from genlab.finetuning import stored
 from genlab.model_card import model_card
 from genlab.tokenization.storage import find_folder, holds_tokenizer
-from genlab.training import checkpoint
+from genlab.training import checkpoint, snapshots
 from genlab.training.heads import without_head
 
 DESCRIPTION = "generator.json"  # in a run folder: the export's config.json, written when training starts
@@ -58,7 +58,7 @@ def describe(config: RunConfig, tokenizer: Tokenizer, num_classes: int, class_na
         "data": config.data.name,
         "tokenizer_fingerprint": tokenizer.spec.fingerprint,
         "license": config.license,
-        "ema": config.training.ema[0] if config.training.ema else None,
+        "ema": config.training.average,
     }
 
 
@@ -87,14 +87,24 @@ def build(description: dict[str, Any], where: str, trust: bool = False) -> Gener
     return Generator(tokenizer, network, parts.process.build().over(tokenizer), parts.sampling, names)
 
 
-def export(run: Path) -> Path:
-    """Write `run/export` from the newest sound checkpoint: averaged weights, description, model card."""
+def export(run: Path, width: float | None = None) -> Path:
+    """Write `run/export` from the newest sound checkpoint: averaged weights, description, model card.
+
+    Args:
+        width: of another average than the run's own, made of its snapshots as of the last; see
+            `genlab.training.snapshots`.
+    """
     description = _read_json(run / DESCRIPTION)
     source, _ = checkpoint.latest(run / "checkpoints")
     if source is None:
         raise CheckpointError(f"{run}: has no sound checkpoint to export")
-    description["images"] = checkpoint.read_state(source)["images"]
-    weights, adapter = _from_checkpoint(source, description, trust=True)
+    if width is None:
+        averages = read_tensors(source / f"{_weights_stem(description)}.safetensors")
+        description["images"] = checkpoint.read_state(source)["images"]
+    else:
+        averages, description["images"] = snapshots.reconstruct(run / "averages", "network", width)
+        description["ema"] = f"power-{width:g}"
+    weights, adapter = _complete(averages, source, description, trust=True)
     with whole_folder(run / "export") as folder:
         header = write(folder, description, weights, ("images",))
         if adapter:
@@ -138,7 +148,8 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
         if newest is None:
             detail = f" ({problems[0]})" if problems else "; let it train until its first checkpoint"
             raise CheckpointError(f"{folder}: has no sound checkpoint yet{detail}")
-        weights, _ = _from_checkpoint(newest, description, trust)
+        averages = read_tensors(newest / f"{_weights_stem(description)}.safetensors")
+        weights, _ = _complete(averages, newest, description, trust)
     elif (folder / _ADAPTER).exists() and not (folder / _WEIGHTS).exists():
         weights = None
     else:
@@ -152,11 +163,11 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu", trus
     return generator.to(device)
 
 
-def _from_checkpoint(
-    source: Path, description: dict[str, Any], trust: bool
+def _complete(
+    averages: dict[str, Tensor], source: Path, description: dict[str, Any], trust: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights to use of a checkpoint, and of a fine-tuned network also what differs from its base."""
-    averages = without_head(read_tensors(source / f"{_weights_stem(description)}.safetensors"))
+    """The weights to use of a run with a checkpoint, and of a fine-tuned network also what differs from its base."""
+    averages = without_head(averages)
     begun = stored.origin(description, str(source))
     if begun is None:
         return averages, {}
@@ -227,7 +238,7 @@ def push_to_hub(source: str | Path, repository: str, private: bool = True) -> st
 
 
 def _weights_stem(description: dict[str, Any]) -> str:
-    return "network" if description["ema"] is None else f"network.ema-{description['ema']:g}"
+    return checkpoint.average_stem("network", description["ema"])
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -19,7 +19,11 @@ def process_state() -> PartialState:
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """An Accelerator on the machine's devices; options as Accelerate's own."""
+    """An Accelerator on the machine's devices; options as Accelerate's own.
+
+    Raises:
+        ConfigError: a way to share the work that training does not know, or that Accelerate has not here.
+    """
     accelerator = Accelerator(cpu=_no_accelerator(), **options)
     _check_world(accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -27,6 +31,11 @@ def make_accelerator(**options: Any) -> Accelerator:
             "DeepSpeed updates weights inside the backward pass, where a non-finite gradient can no longer be stopped;"
             " shard with FSDP2 instead: `accelerate config`, FSDP, fsdp_version 2"
         )
+    sharding = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharding and accelerator.distributed_type != DistributedType.FSDP:
+        raise ConfigError("FSDP was asked for, but Accelerate shards over several GPUs only; launch without --use_fsdp")
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ConfigError("FSDP version 1 hides the parameters that checkpoints name; set fsdp_version to 2")
     return accelerator
 
 

@@ -15,15 +15,17 @@ from genlab import pretrained
 from genlab.commands import tokenizers
 from genlab.commands.scoring import scoring_hook
 from genlab.config import RunConfig, TokenizerRunConfig
-from genlab.core.errors import DataError
+from genlab.core.errors import CheckpointError, DataError
 from genlab.core.generator import Generator
+from genlab.core.weights import fill_all
 from genlab.data.latent_index import check
 from genlab.data.latents import LatentSource
 from genlab.data.loader import Source
 from genlab.data.source import Images
+from genlab.distillation.settings import DistillationSettings, Parts
 from genlab.finetuning import stored
 from genlab.training.generation import GenerationObjective
-from genlab.training.objective import Objective, Role
+from genlab.training.objective import Objective
 from genlab.training.reconstruction import ReconstructionObjective
 from genlab.training.representation import Aligned
 
@@ -48,12 +50,16 @@ class Plan:
     """What to do with a finished {run}."""
 
 
-def plan_generator(config: RunConfig, source: Source) -> Plan:
+def plan_generator(config: RunConfig, source: Source, classes: tuple[int, ...] | None = None) -> Plan:
     """A generator over a frozen tokenizer.
+
+    Args:
+        classes: those that a distilled generator is to know; by default all.
 
     Raises:
         DataError: a latent cache of another tokenizer.
-        CheckpointError: a base to fine-tune that is absent or of another architecture.
+        CheckpointError: a base to fine-tune, or a teacher, that is absent or of another architecture.
+        ConfigError: a teacher of other latents or classes.
     """
     settings = config.training
     generator = build_generator(config, source)
@@ -64,12 +70,17 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
         base = pretrained.from_pretrained(config.finetune.base, trust=Path(config.finetune.base).exists())
         begun = stored.begin(generator.network, base.network, config.finetune, config.seed)
         description["finetune"] = begun.model_dump(mode="json")
-    aligned = _align(config, generator, source)
-    trained = aligned.network if aligned else generator.network
-    role = Role(trained, settings.optimizer, settings.lr, settings.clip_norm, settings.ema, settings.ema_warmup)
-    objective = GenerationObjective(
-        generator, role, settings.label_dropout, settings.preview_count, config.seed, aligned
-    )
+    objective: Objective
+    if config.distillation is not None:
+        assert isinstance(config.distillation, DistillationSettings), "several students have a plan each"
+        description["distilled"] = {"by": config.distillation.name, "teacher": config.distillation.teacher}
+        objective = _distil(config, config.distillation, generator, classes)
+    else:
+        aligned = _align(config, generator, source)
+        role = settings.role(aligned.network if aligned else generator.network)
+        objective = GenerationObjective(
+            generator, role, settings.label_dropout, settings.preview_count, config.seed, aligned
+        )
 
     def scores(accelerator: Accelerator) -> Scores | None:
         images = source.build_images() if isinstance(source, LatentSource) and config.evaluation.every else source
@@ -84,6 +95,28 @@ def plan_generator(config: RunConfig, source: Source) -> Plan:
         pretrained.export,
         "genlab sample {run} | genlab evaluate {run}",
     )
+
+
+def _distil(
+    config: RunConfig, how: DistillationSettings, generator: Generator, classes: tuple[int, ...] | None
+) -> Objective:
+    """The objective of a student that starts and learns as the recipe's `distillation:` says."""
+
+    def load(source: str) -> Generator:
+        return pretrained.from_pretrained(source, trust=Path(source).exists())
+
+    try:
+        teacher = load(how.teacher)
+    except CheckpointError as error:
+        advice = f".\nMake it with: accelerate launch genlab/train.py {how.recipe}" if how.recipe else ""
+        raise CheckpointError(f"distillation.teacher: {error}{advice}") from error
+    how.check(Parts.of(generator), Parts.of(teacher))
+    if how.init != "fresh":
+        start = teacher if how.init == "teacher" else load(how.init)
+        fill_all(generator.network.state_dict(), start.network.state_dict(), f"distillation.init {how.init}")
+    others = {name: load(source) for name, source in how.others().items()}
+    role = config.training.role(generator.network)
+    return how.objective(generator, teacher, role, config.training, config.seed, classes, **others)
 
 
 def _align(config: RunConfig, generator: Generator, source: Source) -> Aligned | None:

@@ -35,7 +35,7 @@ def describe(config: TokenizerRunConfig, source: Source) -> dict[str, Any]:
         "image_size": source.image_size,
         "data": config.data.name,
         "license": config.license,
-        "ema": config.training.ema[0] if config.training.ema else None,
+        "ema": config.training.average,
     }
 
 
@@ -66,8 +66,7 @@ def export(run: Path, source: Source | None = None) -> Path:
         raise CheckpointError(f"{run}: has no sound checkpoint to export{f' ({problems[0]})' if problems else ''}")
     source = source or config.data.build()
     tokenizer = config.tokenizer.build(source.image_size)
-    stem = f"tokenizer.ema-{config.training.ema[0]:g}" if config.training.ema else "tokenizer"
-    file = newest / f"{stem}.safetensors"
+    file = newest / f"{checkpoint.average_stem('tokenizer', config.training.average)}.safetensors"
     fill_all(tokenizer.state_dict(), without_head(read_tensors(file)), str(file))
     settings = config.tokenizer
     if tokenizer.spec.kind == "continuous" and (tokenizer.spec.mean, tokenizer.spec.std) == ((0.0,), (1.0,)):

@@ -13,21 +13,29 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from genlab import config as configs
-from genlab.commands.devices import make_accelerator
+from genlab.commands.devices import make_accelerator, process_state
 from genlab.commands.pictures import save_grid
 from genlab.commands.plans import Plan, plan_generator, plan_tokenizer
+from genlab.commands.students import train_students
 from genlab.config import RunConfig, TokenizerRunConfig
 from genlab.core.contracts import Batch
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.core.files import remove_unfinished, write_text
 from genlab.data.loader import Source, batches
+from genlab.data.subset import restrict
+from genlab.distillation.students import MultiStudentSettings
 from genlab.training import checkpoint
 from genlab.training.log import peak_memory
 from genlab.training.loop import Hooks, Loop
 
 
 def train(
-    path: Path, overrides: list[str], runs: Path, resume: Literal["auto", "never"] | str = "auto", dry_run: bool = False
+    path: Path,
+    overrides: list[str],
+    runs: Path,
+    resume: Literal["auto", "never"] | str = "auto",
+    dry_run: bool = False,
+    student: int | None = None,
 ) -> Path:
     """Train the config at `path`; the run's folder.
 
@@ -36,21 +44,48 @@ def train(
         runs: where run folders live.
         resume: "auto" continues the newest sound checkpoint, "never" demands a new folder, else a checkpoint's path.
         dry_run: print what would happen (config, size, speed, memory, time), write nothing.
+        student: of a recipe of several students the one to train; by default one after another.
 
     Raises:
         GenlabError: anything the user can mend, before a device is touched wherever that can be known.
     """
     config = configs.load_run(path, overrides)
     folder = runs / config.name
+    if isinstance(config, RunConfig) and isinstance(config.distillation, MultiStudentSettings):
+        source = config.data.build()
+
+        def train_one(own: RunConfig, place: Path, classes: tuple[int, ...]) -> bool:
+            return _train_run(own, restrict(source, classes), place, resume, dry_run, classes)
+
+        train_students(config, source, folder, train_one, student, dry_run)
+    elif student is not None:
+        raise ConfigError(f"--student: {path} has no distillation: {{name: multi_student, ...}}; leave it out")
+    else:
+        _train_run(config, config.data.build(), folder, resume, dry_run)
+    process_state().destroy_process_group()
+    return folder
+
+
+def _train_run(
+    config: RunConfig | TokenizerRunConfig,
+    source: Source,
+    folder: Path,
+    resume: str,
+    dry_run: bool,
+    classes: tuple[int, ...] | None = None,
+) -> bool:
+    """Train one run in `folder`, of these classes or all; whether it has finished."""
     start = None if dry_run else _starting_point(folder, resume)
-    source = config.data.build()
-    plan = plan_tokenizer(config, source) if isinstance(config, TokenizerRunConfig) else plan_generator(config, source)
+    if isinstance(config, TokenizerRunConfig):
+        plan = plan_tokenizer(config, source)
+    else:
+        plan = plan_generator(config, source, classes)
     accelerator = _accelerator(config, folder)
     with tempfile.TemporaryDirectory() as scratch:
         loop = build_loop(config, source, plan, accelerator, Path(scratch) if dry_run else folder)
         if dry_run:
             _report_dry_run(config, loop, accelerator)
-            return folder
+            return True
     if start is not None:
         loop.restore(start)  # before anything in the folder changes: a checkpoint of other settings is refused
         accelerator.print(f"continuing {start}")
@@ -65,8 +100,10 @@ def train(
             print(
                 f"stopped at {outcome.images:,} of {config.training.total:,} images, saved. The same command continues."
             )
-    accelerator.end_training()
-    return folder
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.free_memory()
+    return outcome.finished
 
 
 def build_loop(

@@ -22,6 +22,7 @@ from genlab.nn.resample import Direction
 from genlab.processes.edm import Edm
 from genlab.processes.edm_sampling import EdmSampling
 from genlab.training import power_ema
+from genlab.training.optimizers import inverse_root
 from samplers import edm as sampler
 from samplers.grids import karras
 
@@ -160,6 +161,12 @@ def _guided_samples(golden: Golden, process: Edm, network: Edm2, weaker: EdmUNet
         )
 
 
+def _rate(config: dict[str, Any], seen: float) -> float:
+    """EDM2's learning rate as a share of its peak; 0 for a length switches that part off."""
+    constant, rise = config["ref_batches"] * config["lr_batch"], config["rampup_Mimg"] * 1e6
+    return (inverse_root(seen, constant) if constant else 1) * (min(seen / rise, 1) if rise else 1)
+
+
 @torch.no_grad()
 def phema(golden: Golden) -> Iterator[Check]:
     """Averages of power functions: widths, decays, profiles, combinations and tracks; and the learning rate."""
@@ -176,14 +183,7 @@ def phema(golden: Golden) -> Iterator[Check]:
         "beta": decays,
         "response": np.stack(profiles, axis=1),
         "posthoc_coefs": power_ema.combination(read["in_ofs"], read["in_std"], ends, read["out_std"]),
-        "lr": np.array(
-            [
-                power_ema.inverse_root_rate(
-                    config["ref_lr"], seen, config["lr_batch"], config["ref_batches"], config["rampup_Mimg"] * 1e6
-                )
-                for seen in read["lr_nimg"]
-            ]
-        ),
+        "lr": np.array([config["ref_lr"] * _rate(config, seen) for seen in read["lr_nimg"]]),
     }
     for name, value in results.items():
         yield Check(f"out.{name}", torch.as_tensor(value), DOUBLE)

@@ -12,6 +12,7 @@ from genlab.convert import golden_next_scale as common
 from genlab.convert import golden_var
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.processes.next_scale_sampling import NextScaleSampling
+from genlab.training.optimizers import AdamW
 
 _FLAT = {"lin": 0.15, "lin0": 0.05, "exp": 0.15}  # share of the time after warm-up at the full rate
 
@@ -42,7 +43,8 @@ def lr_wd_schedule(golden: Golden) -> Iterator[Check]:
     for number, row in enumerate(golden.config["rows"]):
         steps = range(row["max_it"])
         rates = torch.tensor([row["peak_lr"] * _rate(row, step) for step in steps], dtype=torch.float64)
-        decays = torch.tensor([_decay(row, step) for step in steps], dtype=torch.float64)
+        optimizer = AdamW(weight_decay=row["wd"], weight_decay_end=row["wd_end"])
+        decays = torch.tensor([optimizer.decay_at(step / (row["max_it"] - 1)) for step in steps], dtype=torch.float64)
         yield Check(f"out.lr.{number}", torch.stack([rates, 0.5 * rates], dim=1), 1e-6)
         yield Check(f"out.wd.{number}", torch.stack([decays, 0 * decays], dim=1), 1e-6)
 
@@ -72,9 +74,3 @@ def _rate(row: Mapping[str, Any], step: int) -> float:
     bend = float(kind.removeprefix("lin"))  # two slopes, which meet there, half-way between 1 and the straight line
     middle = (1 + low + (1 - low) * (1 - bend)) / 2
     return 1 + (middle - 1) * done / bend if done < bend else low + (middle - low) * (1 - done) / (1 - bend)
-
-
-def _decay(row: Mapping[str, Any], step: int) -> float:
-    """A half cosine from wd to wd_end."""
-    done = step / (row["max_it"] - 1)
-    return row["wd_end"] + (row["wd"] - row["wd_end"]) * (0.5 + 0.5 * math.cos(math.pi * done))

@@ -78,7 +78,11 @@ class DiMR(Network):
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor, every_resolution: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
-        """x [B,C,H,W], t [B], label int64 [B] -> [B,C,H,W] in the dtype of x, or S x [B,C,H/r,W/r]."""
+        """x [B,C,H,W], t [B], label int64 [B] -> [B,C,H,W] in the dtype of x, or S x [B,C,H/r,W/r].
+
+        Raises:
+            ConfigError: in training, if each stage is to learn from its own prediction, but only the finest is asked.
+        """
         clean, noisy = self.time_range
         vectors = self.times((2 * t.float() - (clean + noisy)) / (noisy - clean))
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
@@ -91,7 +95,19 @@ class DiMR(Network):
             if every_resolution or finer is None:
                 predictions.append(stage.predict(h, vectors).to(x.dtype))  # [B,C,h,w]
             features = following
-        return tuple(predictions) if every_resolution else predictions[-1]
+        if every_resolution:
+            return tuple(predictions)
+        return self._with_idle_heads(predictions[-1]) if torch.is_grad_enabled() else predictions[-1]
+
+    def _with_idle_heads(self, prediction: Tensor) -> Tensor:
+        """The same numbers, by which the coarser heads get gradients of zero: DDP waits for one of every parameter."""
+        if self.block_gradients and self.training and len(self.stages) > 1:
+            raise ConfigError(
+                "network.block_gradients trains each stage by its own prediction, but this process learns the finest"
+                f" alone: set it to false, or take process vp with resolutions={len(self.stages)}"
+            )
+        idle = [p.sum() for stage in cast(list[Stage], list(self.stages))[:-1] for p in stage.head.parameters()]
+        return prediction + 0 * torch.stack(idle).sum().to(prediction.dtype) if idle else prediction
 
     def _initialise(self) -> None:
         """Small normal Linears and embeddings; convolutions stay as torch makes them, and nothing is silent."""

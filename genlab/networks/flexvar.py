@@ -30,7 +30,7 @@ class FlexVAR(NextScaleNetwork):
         scales: the default schedule, coarse to fine.
         channels, vocab: of the tokenizer's maps and codes.
         num_classes: K; 0 for an unconditional network, whose only label is 0.
-        width, depth, heads, mlp_ratio, unit_attention, shared_adaln, gate_init: see `FlexVARConfig`.
+        width, depth, heads, mlp_ratio, unit_attention, shared_adaln, gate_init, drop_path: see `FlexVARConfig`.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class FlexVAR(NextScaleNetwork):
         unit_attention: bool = True,
         shared_adaln: bool = False,
         gate_init: float = 1e-3,
+        drop_path: float = 0.0,
     ):
         blocks = [Block(width, heads, mlp_ratio, unit_attention, shared_adaln) for _ in range(depth)]
-        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared_adaln)
+        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared_adaln, drop_path=drop_path)
         self.pos_1LC = nn.Parameter(_waves(width))  # [1,D,32,32]
         self.initialise(gate_init, scaled_gates=2)
 

@@ -46,7 +46,7 @@ class MVAR(FixedSchedule):
         scales: the schedule, coarse to fine.
         channels, vocab: of the tokenizer's maps and codes.
         num_classes: K; 0 for an unconditional network, whose only label is 0.
-        width, depth, heads, mlp_ratio, unit_attention, gate_init: see `MVARConfig`.
+        width, depth, heads, mlp_ratio, unit_attention, gate_init, drop_path: see `MVARConfig`.
 
     Raises:
         ConfigError: 32 does not divide the width.
@@ -64,11 +64,12 @@ class MVAR(FixedSchedule):
         mlp_ratio: float = 4.0,
         unit_attention: bool = True,
         gate_init: float = 1e-3,
+        drop_path: float = 0.0,
     ):
         if problem := _problem(width):
             raise ConfigError(f"network: {problem}")
         blocks = [MambaBlock(width, heads, mlp_ratio, unit_attention) for _ in range(depth)]
-        super().__init__(scales, channels, vocab, width, num_classes, blocks)
+        super().__init__(scales, channels, vocab, width, num_classes, blocks, drop_path=drop_path)
         self.initialise(gate_init, scaled_gates=2)  # of attention and memory; the perceptron's starts wide open
         for block in blocks:
             nn.init.trunc_normal_(block.mamba.conv1d.weight, std=0.02)

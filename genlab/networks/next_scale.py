@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -124,6 +124,7 @@ class NextScaleNetwork(Network):
         num_classes: K; 0 for an unconditional network, whose only label is 0.
         blocks: take (x, condition, *context) and give x.
         shared: the blocks share one modulation.
+        drop_path: see `NextScaleSettings`.
     """
 
     def __init__(
@@ -135,9 +136,10 @@ class NextScaleNetwork(Network):
         num_classes: int,
         blocks: Sequence[Block],
         shared: bool = False,
+        drop_path: float = 0.0,
     ):
         super().__init__()
-        self.num_classes, self.vocab = num_classes, vocab
+        self.num_classes, self.vocab, self.drop_path = num_classes, vocab, drop_path
         self.grids = grids_of(scales)
         self.class_emb = nn.Embedding(num_classes + 1, width)
         self.pos_start = nn.Parameter(torch.empty(1, lengths_of(self.grids)[0], width))
@@ -159,8 +161,13 @@ class NextScaleNetwork(Network):
         """Each block's context, empty, for sequences that come scale by scale: a cache of L keys and values."""
         return [(KvCache(sum(lengths_of(grids))).attend,) for _ in self.blocks]
 
-    def forward(self, inputs: Tensor, label: Tensor, scales: Schedule | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, label: Tensor, scales: Schedule | None = None, draw: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
         """Inputs [B,L-l_0,C] as the tokenizer makes them of codes, label int64 [B] -> logits [B,L,V].
+
+        Args:
+            draw: n -> [B,n], uniform on [0, 1), from the samples' own streams; what random depth goes by in training.
 
         Raises:
             ConfigError: a schedule that the network cannot follow, or inputs of another length.
@@ -174,7 +181,10 @@ class NextScaleNetwork(Network):
         c = self.class_emb(label)  # [B,D]
         first = c.unsqueeze(1) + self.pos_start  # [B,l_0,D]
         x = torch.cat([first, self.word_embed(inputs).to(first.dtype)], dim=1) + self.places(grids)  # [B,L,D]
-        x = self._through(x, [self._shared(c)] * len(self.blocks), self.parallel(grids))
+        conditions = [self._shared(c)] * len(self.blocks)
+        if draw is not None and self.drop_path and self.training:
+            conditions = self._thinned(conditions, draw)
+        x = self._through(x, conditions, self.parallel(grids))
         return self.head(self.head_nm(x, c))
 
     def start(self, label: Tensor, scales: Schedule | None = None) -> Progress:
@@ -241,6 +251,21 @@ class NextScaleNetwork(Network):
         """What all blocks are told of class vectors c [B,D]."""
         return c if self.shared_ada_lin is None else self.shared_ada_lin(c)
 
+    def _thinned(self, conditions: Sequence[Tensor], draw: Callable[[int], Tensor]) -> list[Tensor]:
+        """The blocks' modulations, with gates shut at random and the others opened as much wider on the average.
+
+        "Deep Networks with Stochastic Depth", Huang et al., ECCV 2016: the deeper the block, the more often.
+        """
+        depth, layers = len(self.blocks), self._blocks[0].layers
+        chances = draw(depth * layers).unflatten(1, (depth, layers))  # [B,depth,layers]
+        rate = torch.linspace(0, self.drop_path, depth, device=chances.device)[:, None]  # [depth,1]
+        factors = (chances >= rate) / (1 - rate)  # [B,depth,layers]
+        thinned: list[Tensor] = []
+        for block, c, factor in zip(self._blocks, conditions, factors.unbind(1)):
+            gates, others = block.modulation(c).split([layers, 2 * layers], dim=1)
+            thinned.append(torch.cat([gates * factor[:, :, None, None].to(gates.dtype), others], dim=1))
+        return thinned
+
     def _through(self, x: Tensor, conditions: Sequence[Tensor], contexts: Sequence[tuple[Any, ...]]) -> Tensor:
         for block, c, context in zip(self._blocks, conditions, contexts):
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -295,6 +320,9 @@ class NextScaleSettings(Settings):
     """Queries and keys of length 1, with a learned factor for each head."""
     gate_init: PositiveFloat = 1e-3
     """Factor of the gates' initial weights; the deeper the network, the smaller."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """How often a sample in training goes around the last block's layers; around earlier ones less, down to never at
+    the first (VAR: depth / 240)."""
 
     latents: ClassVar[frozenset[str]] = frozenset({"multiscale"})
     """The kinds of LatentSpec that it works on."""

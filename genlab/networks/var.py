@@ -28,8 +28,9 @@ class FixedSchedule(NextScaleNetwork):
         num_classes: int,
         blocks: Sequence[Block],
         shared: bool = False,
+        drop_path: float = 0.0,
     ):
-        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared)
+        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared, drop_path)
         self.lvl_embed = nn.Embedding(len(self.grids), width)
         self.pos_1LC = nn.Parameter(torch.empty(1, sum(lengths_of(self.grids)), width))
         nn.init.trunc_normal_(self.pos_1LC, std=(1 / width / 3) ** 0.5)
@@ -54,7 +55,7 @@ class VAR(FixedSchedule):
         scales: the schedule, coarse to fine.
         channels, vocab: of the tokenizer's maps and codes.
         num_classes: K; 0 for an unconditional network, whose only label is 0.
-        width, depth, heads, mlp_ratio, unit_attention, shared_adaln, gate_init: see `VARConfig`.
+        width, depth, heads, mlp_ratio, unit_attention, shared_adaln, gate_init, drop_path: see `VARConfig`.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class VAR(FixedSchedule):
         unit_attention: bool = True,
         shared_adaln: bool = False,
         gate_init: float = 1e-3,
+        drop_path: float = 0.0,
     ):
         blocks = [Block(width, heads, mlp_ratio, unit_attention, shared_adaln) for _ in range(depth)]
-        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared_adaln)
+        super().__init__(scales, channels, vocab, width, num_classes, blocks, shared_adaln, drop_path=drop_path)
         self.initialise(gate_init, scaled_gates=2)
 
 

@@ -12,6 +12,7 @@ from genlab.processes.acceleration import CacheSettings
 from genlab.processes.guidance import Guidance
 from genlab.processes.monitor import StepMonitor
 from genlab.processes.schedules import RESPACING
+from genlab.processes.unipc import unipc
 from samplers import ddpm
 from samplers.chain import Chain
 from samplers.noise import SampleRng
@@ -20,15 +21,19 @@ from samplers.noise import SampleRng
 class DiffusionSampling(SamplingSettings):
     """Settings of a diffusion's samplers."""
 
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    """ddpm (ancestral, adds noise at every step) or ddim (with eta 0 deterministic, good with few steps)."""
+    sampler: Literal["ddpm", "ddim", "unipc"] = "ddim"
+    """ddpm (ancestral, adds noise at every step), ddim (with eta 0 deterministic, good with few steps) or unipc
+    (deterministic, of high order: best with very few steps)."""
     steps: int = Field(50, ge=2)
-    """Network calls, spread evenly over the diffusion's own steps, both ends included."""
+    """Network calls, spread evenly over the diffusion's own steps, both ends included; for unipc the end at the data is
+    not, from which extrapolation would reach too far."""
     respacing: str = ""
-    """Choose the steps otherwise, in place of `steps`: ddim50 takes every n-th from the clean end on, 10,15,20 cuts the
-    diffusion into three sections."""
+    """Choose the steps otherwise, in place of `steps`: ddim50 takes every n-th from the clean end on, trailing50 every
+    n-th from the noise on, 10,15,20 cuts the diffusion into three sections."""
     eta: float = Field(0.0, ge=0, le=1)
     """Noise of ddim, as a share of the ancestral noise."""
+    order: Literal[1, 2, 3] = 2
+    """Of unipc; 3 gains where guidance is small."""
     guidance: float = Field(1.0, ge=0)
     """Scale of classifier-free guidance; 1 is none and costs half."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -43,7 +48,10 @@ class DiffusionSampling(SamplingSettings):
     @property
     def spacing(self) -> str:
         """The steps to keep, as `schedules.respace` reads it."""
-        return self.respacing or str(self.steps)
+        return self.respacing or (f"trailing{self.steps}" if self.sampler == "unipc" else str(self.steps))
+
+    def idle(self) -> set[str]:
+        return {"order"} if self.sampler != "unipc" else set()
 
     def as_guidance(self, steps: int) -> Guidance:
         """The guidance fields together, in the unit of a network that is told 0..steps-1, from data to noise."""
@@ -56,7 +64,7 @@ class DiffusionSampling(SamplingSettings):
         if low > high:
             raise ValueError(f"guidance_interval must go up: got ({low}, {high}); swap the two")
         if RESPACING.fullmatch(self.respacing) is None:
-            raise ValueError(f"respacing is written ddim50, 250 or 10,15,20: got {self.respacing!r}")
+            raise ValueError(f"respacing is written ddim50, trailing50, 250 or 10,15,20: got {self.respacing!r}")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta belongs to ddim: got eta {self.eta} with {self.sampler}; set it to 0")
         return self
@@ -79,5 +87,14 @@ def run(
             x = ddpm.ancestral(denoise, x, chain, noise, watch)
         case "ddim":
             x = ddpm.ddim(denoise, x, chain, noise, settings.eta, watch)
+        case "unipc":
+            x = _unipc(denoise, x, chain, settings.order, monitor)
     monitor.check()
     return x
+
+
+def _unipc(denoise: ddpm.Denoise, x: Tensor, chain: Chain, order: int, monitor: StepMonitor) -> Tensor:
+    """From the chain's last link over all others to clean data."""
+    last = len(chain) - 1
+    levels = [(chain[last - k].alpha.item(), chain[last - k].sigma.item()) for k in range(len(chain))]
+    return unipc(lambda x, k: denoise(x, last - k).data, x, [*levels, (1.0, 0.0)], order, monitor.follow)

@@ -16,6 +16,7 @@ from genlab.processes.guidance import Guidance
 from genlab.processes.monitor import StepMonitor
 from genlab.processes.paths import Form, PathName, coefficients, diffusion
 from genlab.processes.predict import to_data, to_score
+from genlab.processes.unipc import unipc
 from samplers import ode, sde
 from samplers.grids import uniform
 from samplers.noise import SampleRng
@@ -26,9 +27,9 @@ Velocity = Callable[[Tensor, float], Tensor]
 class FlowSampling(SamplingSettings):
     """Settings of a flow's samplers."""
 
-    sampler: Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama", "sde_heun"] = "heun"
-    """For the ODE: euler, heun, midpoint, rk4 (1, 2, 2 and 4 network calls a step) or dopri5 (adaptive). For the SDE:
-    euler_maruyama, sde_heun (1 and 2)."""
+    sampler: Literal["euler", "heun", "midpoint", "rk4", "unipc", "dopri5", "euler_maruyama", "sde_heun"] = "heun"
+    """For the ODE: euler, heun, midpoint, rk4 (1, 2, 2 and 4 network calls a step), unipc (1, and of high order) or
+    dopri5 (adaptive). For the SDE: euler_maruyama, sde_heun (1 and 2)."""
     steps: PositiveInt = 25
     """Steps, not grid points; of an SDE this includes the last step. dopri5 finds its own."""
     guidance: float = Field(1.0, ge=0)
@@ -42,6 +43,8 @@ class FlowSampling(SamplingSettings):
     it is the same at all times."""
     shift: PositiveFloat = 1.0
     """Below 1: more of the steps near the noise; above 1: near the data."""
+    order: Literal[1, 2, 3] = 2
+    """Of unipc."""
     rtol: PositiveFloat = 1e-3
     """Relative error that dopri5 allows itself."""
     atol: PositiveFloat = 1e-6
@@ -55,11 +58,13 @@ class FlowSampling(SamplingSettings):
     last_step_size: float = Field(0.04, gt=0, lt=1)
     """Length in time of that stretch."""
     cache: CacheSettings = CacheSettings()
-    """Reuse of a transformer's features between steps: faster, and only close to the exact samples; for euler and
-    euler_maruyama."""
+    """Reuse of a transformer's features between steps: faster, and only close to the exact samples; for euler, unipc
+    and euler_maruyama."""
 
     def idle(self) -> set[str]:
         idle = {"steps", "shift"} if self.sampler == "dopri5" else {"rtol", "atol"}
+        if self.sampler != "unipc":
+            idle.add("order")
         if not self.is_stochastic:
             idle |= {"diffusion", "diffusion_norm", "last_step", "last_step_size"}
         elif self.last_step == "none":
@@ -86,7 +91,7 @@ class FlowSampling(SamplingSettings):
             )
         if self.sampler == "sde_heun" and self.last_step == "none":
             raise ValueError("sde_heun needs a last step (the score is infinite at the end): got none; set it to mean")
-        if self.cache.kind != "none" and self.sampler not in ("euler", "euler_maruyama"):
+        if self.cache.kind != "none" and self.sampler not in ("euler", "unipc", "euler_maruyama"):
             raise ValueError(
                 f"a cache needs one network call a step: got {self.sampler}; set sampler to euler or cache.kind to none"
             )
@@ -120,9 +125,23 @@ def deterministic(
     """The probability flow in fixed steps; draws nothing from `rng`."""
     monitor = Monitor(path, x, settings.steps, on_step)
     grid = uniform(*interval, settings.steps, settings.shift)
-    x = ode.integrate(velocity, x, grid, settings.sampler, monitor)
+    if settings.sampler == "unipc":
+        x = _unipc(path, velocity, x, grid.tolist(), settings.order, monitor)
+    else:
+        x = ode.integrate(velocity, x, grid, settings.sampler, monitor)
     monitor.check()
     return x
+
+
+def _unipc(
+    path: PathName, velocity: Velocity, x: Tensor, times: Sequence[float], order: int, monitor: StepMonitor
+) -> Tensor:
+    at = [coefficients(path, t, x) for t in times]
+
+    def data(x: Tensor, k: int) -> Tensor:
+        return to_data("velocity", velocity(x, times[k]), x, at[k])
+
+    return unipc(data, x, [(c.alpha.item(), c.sigma.item()) for c in at], order, monitor.follow)
 
 
 def stochastic(

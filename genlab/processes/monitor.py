@@ -36,6 +36,10 @@ class StepMonitor:
         self.check()
         self._on_step(Event(step, self._steps, result if step == self._steps else guess()))
 
+    def follow(self, step: int, result: Tensor, guess: Tensor) -> None:
+        """The same where the guess is at hand."""
+        self.report(step, result, lambda: guess)
+
     def check(self) -> None:
         """Raises NonFinite if a sample has broken."""
         broken = self._broken.tolist()

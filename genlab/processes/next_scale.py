@@ -35,6 +35,7 @@ from genlab.processes.next_scale_sampling import (
 from samplers.noise import SampleRng
 
 _SCHEDULE = 0x5CA1E  # the stream of random numbers that draw schedules
+_DEPTH = 0xDEE9  # and random depths
 _USUAL = {(side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)}
 
 
@@ -73,7 +74,7 @@ class NextScale(Process):
             tokens, grids = torch.cat([parts[k] for k in chosen], dim=1), tuple(grids[k] for k in chosen)
         with torch.no_grad():
             inputs = tokenizer.inputs(tokens, grids)
-        logits = network(inputs, label, grids).float()
+        logits = network(inputs, label, grids, rng.fork(_DEPTH).uniform).float()
         _check_codes(tokens, logits.shape[-1])
         errors = F.cross_entropy(logits.mT, tokens, label_smoothing=self.label_smoothing, reduction="none")  # [B,L]
         with torch.no_grad():

@@ -17,8 +17,8 @@ from genlab.core.errors import ConfigError
 from samplers.chain import Chain
 
 ScheduleName: TypeAlias = Literal["linear", "cosine", "scaled_linear"]
-RESPACING = re.compile(r"(?:ddim)?[1-9]\d*|[1-9]\d*(?:,[1-9]\d*)+|")
-"""What a respacing string looks like: a count, "ddim" and a count, or counts between commas; or nothing."""
+RESPACING = re.compile(r"(?:ddim|trailing)?[1-9]\d*|[1-9]\d*(?:,[1-9]\d*)+|")
+"""What a respacing string looks like: a count, perhaps after "ddim" or "trailing"; counts between commas; nothing."""
 
 
 def betas(schedule: ScheduleName, steps: int) -> Tensor:
@@ -56,17 +56,19 @@ def respace(steps: int, respacing: str) -> list[int]:
     Args:
         respacing: "50": so many, evenly from first to last; "10,15,20": the steps are cut into as many equal sections
             as there are counts, with so many evenly in each; "ddim50": every n-th from 0 on, n chosen to give so many;
-            "": all of them.
+            "trailing50": so many, evenly from the last down, the first of them left out; "": all of them.
 
     Raises:
         ConfigError: not of this form, or more are asked for than there are.
     """
     if RESPACING.fullmatch(respacing) is None:
-        raise ConfigError(f"respacing {respacing!r} is not understood; write 50, ddim50 or 10,15,20")
+        raise ConfigError(f"respacing {respacing!r} is not understood; write 50, ddim50, trailing50 or 10,15,20")
     if not respacing:
         return list(range(steps))
     if respacing.startswith("ddim"):
         return _strided(steps, int(respacing.removeprefix("ddim")))
+    if respacing.startswith("trailing"):
+        return _trailing(steps, int(respacing.removeprefix("trailing")))
     counts = [int(count) for count in respacing.split(",")]
     kept: list[int] = []
     start = 0
@@ -95,6 +97,12 @@ def _strided(steps: int, count: int) -> list[int]:
         if len(range(0, steps, stride)) == count:
             return list(range(0, steps, stride))
     raise ConfigError(f"no whole stride takes exactly {count} of {steps} steps: respacing 'ddim{count}'; try '{count}'")
+
+
+def _trailing(steps: int, count: int) -> list[int]:
+    if count > steps:
+        raise ConfigError(f"respacing 'trailing{count}' asks for {count} steps out of {steps}; choose at most {steps}")
+    return [round(steps * place / count) - 1 for place in range(1, count + 1)]
 
 
 @lru_cache(maxsize=16)

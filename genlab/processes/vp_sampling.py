@@ -14,6 +14,7 @@ from genlab.core.contracts import Network, OnStep, SamplingSettings
 from genlab.processes.guidance import Guidance, combine, rows
 from genlab.processes.monitor import StepMonitor
 from genlab.processes.paths import Time
+from genlab.processes.unipc import unipc
 from samplers import dpm_solver
 from samplers.vp_schedule import Level, Schedule, Spacing, grid, levels
 
@@ -21,12 +22,13 @@ from samplers.vp_schedule import Level, Schedule, Spacing, grid, levels
 class VpSampling(SamplingSettings):
     """Settings of a variance-preserving diffusion's samplers."""
 
-    sampler: Literal["dpm_singlestep", "dpm_multistep"] = "dpm_singlestep"
-    """dpm_singlestep, as DiMR publishes (order 3, 250 steps), or dpm_multistep, which forgets no prediction."""
+    sampler: Literal["dpm_singlestep", "dpm_multistep", "unipc"] = "dpm_singlestep"
+    """dpm_singlestep, as DiMR publishes (order 3, 250 steps), dpm_multistep, which forgets no prediction, or unipc,
+    which also corrects its steps."""
     steps: int = Field(50, ge=2)
     """Network calls."""
     order: Literal[1, 2, 3] = 3
-    """Of the solver; 2 is the usual choice for dpm_multistep."""
+    """Of the solver; 2 is the usual choice for dpm_multistep and unipc."""
     solve_for: Literal["data", "noise"] = "data"
     """The prediction that is taken to change little: data (DPM-Solver++) or noise (DPM-Solver)."""
     rule: dpm_solver.Rule = "midpoint"
@@ -50,7 +52,7 @@ class VpSampling(SamplingSettings):
     """Guide only the first so many latent channels; by default all."""
 
     def idle(self) -> set[str]:
-        idle = {"rule"} if self.order == 1 else set()
+        idle = {"rule"} if self.order == 1 or self.sampler == "unipc" else set()
         return idle | ({"guidance_power", "guidance_interval", "guidance_channels"} if self.guidance == 1 else set())
 
     def as_guidance(self, steps: int) -> Guidance:
@@ -63,6 +65,8 @@ class VpSampling(SamplingSettings):
         low, high = self.guidance_interval
         if low > high:
             raise ValueError(f"guidance_interval must go up: got ({low}, {high}); swap the two")
+        if self.sampler == "unipc" and self.solve_for == "noise":
+            raise ValueError("unipc solves for data: got solve_for noise; set it to data")
         if self.threshold and self.solve_for == "noise":
             raise ValueError("threshold acts on predicted clean samples: got solve_for noise; set it to data")
         return self
@@ -123,11 +127,15 @@ def run(
 
         monitor.report(progress.step, progress.result, data)
 
-    if settings.sampler == "dpm_singlestep":
-        groups = dpm_solver.group_sizes(len(nodes) - 1, settings.order)
-        x = dpm_solver.singlestep(model, x, nodes, groups, settings.solve_for, settings.rule, watch)
-    else:
-        x = dpm_solver.multistep(model, x, nodes, settings.order, settings.solve_for, settings.rule, watch)
+    match settings.sampler:
+        case "dpm_singlestep":
+            groups = dpm_solver.group_sizes(len(nodes) - 1, settings.order)
+            x = dpm_solver.singlestep(model, x, nodes, groups, settings.solve_for, settings.rule, watch)
+        case "dpm_multistep":
+            x = dpm_solver.multistep(model, x, nodes, settings.order, settings.solve_for, settings.rule, watch)
+        case "unipc":
+            ends = [(node.alpha, node.sigma) for node in nodes]
+            x = unipc(lambda x, k: model(x, nodes[k]), x, ends, settings.order, monitor.follow)
     if settings.denoise:
         x = data_of(x, noise_in(x, nodes[-1]), nodes[-1])
         monitor.report(settings.steps, x, lambda: x)

@@ -3,7 +3,7 @@
     checkpoints/000123456/            (images seen)
         state.json                    format, versions, counters, and the size of every file
         ROLE.safetensors              weights
-        ROLE.ema-0.999.safetensors    one for each average
+        ROLE.ema-0.999.safetensors    one for each average (power-0.05 for one of a power function)
         ROLE.optimizer.safetensors    `PARAMETER/KEY` -> tensor
 
 Random numbers need no saving: they are functions of the seed and of the images seen.
@@ -38,6 +38,17 @@ def save(root: Path, images: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         text = json.dumps({"format": FORMAT, "images": images, **state, "files": sizes}, indent=1)
         (temporary / _STATE).write_text(text, encoding="utf-8")
     return folder
+
+
+def average_stem(role: str, average: float | str | None) -> str:
+    """The file stem of a role's average: a decay, "power-" and a width, or None for the weights themselves."""
+    match average:
+        case None:
+            return role
+        case str():
+            return f"{role}.{average}"
+        case _:
+            return f"{role}.ema-{average:g}"
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -103,7 +114,9 @@ def prune(root: Path, keep_last: int, keep_every: int | None) -> None:
 
 def match_identity(expected: Mapping[str, Any], got: Mapping[str, Any], folder: Path) -> None:
     """Raises CheckpointError, naming the settings that differ, unless the checkpoint is of the same run."""
-    names = [name for name in sorted({*expected, *got}) if expected.get(name) != got.get(name)]
+    empty: tuple[object, ...] = (None, [], 0.0)  # what a setting is that an older checkpoint does not know yet
+    pairs = {name: (expected.get(name), got.get(name)) for name in sorted({*expected, *got})}
+    names = [name for name, (a, b) in pairs.items() if a != b and not (a in empty and b in empty)]
     if names:
         rows = [f"{name} was {got.get(name)!r}, is {expected.get(name)!r}" for name in names[:4]]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -1,41 +1,54 @@
-"""Exponential moving averages of a network's weights."""
+"""Moving averages of a network's weights: exponential ones, and ones that widen as training goes on."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from genlab.training import power_ema
 
-class Ema:
-    """average <- decay * average + (1 - decay) * weights, after every update; buffers are copied.
 
-    The average starts as a copy of the weights. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 + n)),
-    so that short runs are not dominated by the initial weights. Parameters without gradients, which stay as they are,
-    are left out of `state`.
+class Average(ABC):
+    """average <- keep * average + (1 - keep) * weights, after every update; buffers are copied.
+
+    The average starts as a copy of the weights. Parameters without gradients, which stay as they are, are left out of
+    `state`.
     """
 
-    def __init__(self, network: nn.Module, decay: float, warmup: bool = False):
-        self.decay, self.warmup, self.updates = decay, warmup, 0
+    def __init__(self, network: nn.Module):
+        self.updates = 0
         frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
         self._live = {name: value for name, value in network.state_dict(keep_vars=True).items() if name not in frozen}
         self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._live.items()}
+        self.averaged = {
+            name for name, v in self._live.items() if isinstance(v, nn.Parameter) and v.is_floating_point()
+        }
+        """The names in `state` that are averaged; all others are copied."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its files are called by."""
+
+    @abstractmethod
+    def keep(self, update: int) -> float:
+        """The share that is kept of the average in update 1, 2, ..."""
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the network's present weights."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         averaged: list[tuple[Tensor, Tensor]] = []
         copied: list[tuple[Tensor, Tensor]] = []
         for name, value in self._live.items():
-            moves = isinstance(value, nn.Parameter) and value.is_floating_point()
-            (averaged if moves else copied).append((self.state[name], value.detach()))
+            (averaged if name in self.averaged else copied).append((self.state[name], value.detach()))
         if averaged:
-            torch._foreach_lerp_([a for a, _ in averaged], [w for _, w in averaged], 1 - decay)
+            torch._foreach_lerp_([a for a, _ in averaged], [w for _, w in averaged], 1 - self.keep(self.updates))
         for average, value in copied:
             average.copy_(value)
 
@@ -54,6 +67,39 @@ class Ema:
             kept = value.detach().clone()
             value.detach().copy_(self.state[name])
             self.state[name].copy_(kept)
+
+
+class Ema(Average):
+    """Exponential: keeps `decay`; with `warmup` min(decay, (1 + n) / (10 + n)) in update n.
+
+    Warm-up keeps short runs from being dominated by the initial weights.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, warmup: bool = False):
+        super().__init__(network)
+        self.decay, self.warmup = decay, warmup
+
+    @property
+    def name(self) -> str:
+        return f"ema-{self.decay:g}"
+
+    def keep(self, update: int) -> float:
+        return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
+
+
+class PowerEma(Average):
+    """Of a power function, whose width is always the share `std` of the updates so far; see `power_ema`."""
+
+    def __init__(self, network: nn.Module, std: float):
+        super().__init__(network)
+        self.std = std
+
+    @property
+    def name(self) -> str:
+        return f"power-{self.std:g}"
+
+    def keep(self, update: int) -> float:
+        return power_ema.decay(self.std, update, 1)
 
 
 def view(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

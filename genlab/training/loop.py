@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genlab.core.contracts import Batch
 from genlab.core.errors import ConfigError, NonFinite
-from genlab.training import checkpoint
+from genlab.training import checkpoint, snapshots
 from genlab.training.log import Log
 from genlab.training.member import Member
 from genlab.training.objective import Objective, Turn
@@ -57,7 +57,7 @@ class Loop:
         batches: the data, see `Batches`.
         settings: how.
         seed: of all random numbers of the training.
-        folder: the run's folder; `checkpoints/` and `log.jsonl` go there.
+        folder: the run's folder; `checkpoints/`, `averages/` and `log.jsonl` go there.
         accelerator: set up for the settings' precision.
         identity: JSON-able description of what must agree for a checkpoint to be continued.
         hooks: pictures and scores while training.
@@ -75,7 +75,11 @@ class Loop:
         hooks: Hooks,
     ):
         self.objective, self.batches, self.settings, self.seed = objective, batches, settings, seed
-        self.checkpoints, self.log_file = folder / "checkpoints", folder / "log.jsonl"
+        self.checkpoints, self.averages, self.log_file = (
+            folder / "checkpoints",
+            folder / "averages",
+            folder / "log.jsonl",
+        )
         self.accelerator, self.identity, self.hooks = accelerator, identity, hooks
         self.images = 0
         self.micro, self.accumulation = self._split_batch()
@@ -123,6 +127,7 @@ class Loop:
                 values, stopping = self.step(batches, bool(stop))
                 log.step(self.images, values, self._rate())
                 self._call_hooks(log)
+                self._keep_averages()
                 if self.images // every > saved // every:
                     saved = self._save()
             if saved != self.images or not checkpoint.list_checkpoints(self.checkpoints):
@@ -148,7 +153,7 @@ class Loop:
 
     def _turn(self, turn: Turn, number: int, micros: list[Batch], stop: bool) -> tuple[dict[str, float], bool]:
         member = self.members[turn.role]
-        member.set_rate(self._factor())
+        member.set_rate(self._factor(), self.images / max(self.settings.total - self.settings.batch, 1))
         means = self._backward(turn, number, micros, member)
         norm = member.gradient_norm()
         values, stopping = self._reduce(means, norm, stop)
@@ -229,6 +234,14 @@ class Loop:
             if member.emas:
                 stack.enter_context(member.emas[0].swapped())
         return stack
+
+    def _keep_averages(self) -> None:
+        every = self.settings.snapshot_every or max(self.settings.total // 32, 1)
+        before, last = self.images - self.settings.batch, self.images >= self.settings.total
+        if self.settings.ema_power and (last or self.images // every > before // every):
+            taken = [snapshot for member in self.members.values() for snapshot in member.snapshots()]
+            if self.accelerator.is_main_process:
+                snapshots.save(self.averages, self.images, taken)
 
     def _save(self) -> int:
         tensors = {stem: group for member in self.members.values() for stem, group in member.tensors()}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from genlab.core import weights
 from genlab.core.errors import ConfigError
-from genlab.training.ema import Ema, view
+from genlab.training.ema import Average, Ema, PowerEma, view
 from genlab.training.objective import Role
+from genlab.training.snapshots import Snapshot
 
 
 class Member:
@@ -35,7 +36,8 @@ class Member:
         with warnings.catch_warnings():  # torch renames broadcast_buffers, Accelerate does not know the new name yet
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")
             self.wrapped, self.prepared = accelerator.prepare(self.bare, optimizer)
-        self.emas = [Ema(self.bare, decay, role.ema_warmup) for decay in role.ema]
+        self.emas: list[Average] = [Ema(self.bare, decay, role.ema_warmup) for decay in role.ema]
+        self.emas += [PowerEma(self.bare, std) for std in role.ema_power]
         self.parameters = [p for p in self.bare.parameters() if p.requires_grad]
         self.average = self._average() if role.average else None
 
@@ -46,20 +48,23 @@ class Member:
 
     def _average(self) -> nn.Module:
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ConfigError(
-                f"{self.name}: its loss needs its average whole; use DDP in place of FSDP"
-            )
+            raise ConfigError(f"{self.name}: its loss needs its average whole; use DDP in place of FSDP")
         return view(self.bare, self.emas[0].state if self.emas else {})
 
-    def set_rate(self, factor: float) -> None:
-        """Set the learning rate to `factor` times its peak."""
+    def set_rate(self, factor: float, progress: float) -> None:
+        """Set the learning rate to `factor` times its peak, and the weight decay to that at `progress` of training."""
+        assert self.role.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self.role.lr * factor
+            if group["decays"]:
+                group["weight_decay"] = self.role.optimizer.decay_at(progress)
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients, as it was before they are clipped here."""
         limit = self.role.clip_norm if self.role.clip_norm is not None else float("inf")
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        if self.role.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.role.clip_value)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def update(self) -> None:
@@ -73,7 +78,7 @@ class Member:
         """(file stem, named tensors) of all that a checkpoint holds of this role. Collective when sharded."""
         yield self.name, {name: weights.full(value) for name, value in self.bare.state_dict().items()}
         for ema in self.emas:
-            yield self._ema_stem(ema), {name: weights.full(value) for name, value in ema.state.items()}
+            yield f"{self.name}.{ema.name}", {name: weights.full(value) for name, value in ema.state.items()}
         yield (
             f"{self.name}.optimizer",
             {
@@ -85,14 +90,23 @@ class Member:
 
     def counters(self) -> dict[str, int]:
         """The JSON part: how many updates the averages have seen."""
-        return {self._ema_stem(ema): ema.updates for ema in self.emas}
+        return {f"{self.name}.{ema.name}": ema.updates for ema in self.emas}
+
+    def snapshots(self) -> list[Snapshot]:
+        """The power-function averages as they are now. Collective when sharded."""
+        found: list[Snapshot] = []
+        for ema in self.emas:
+            if isinstance(ema, PowerEma):
+                state = {name: weights.full(value) for name, value in ema.state.items()}
+                found.append(Snapshot(self.name, ema.std, ema.updates, state, ema.averaged))
+        return found
 
     def load(self, folder: Path, counters: dict[str, int]) -> None:
         """Restore from a checkpoint folder. Raises CheckpointError if it does not fit."""
         file = folder / f"{self.name}.safetensors"
         weights.fill_all(self.bare.state_dict(), weights.read_tensors(file), str(file))
         for ema in self.emas:
-            stem = self._ema_stem(ema)
+            stem = f"{self.name}.{ema.name}"
             file = folder / f"{stem}.safetensors"
             weights.fill_all(ema.state, weights.read_tensors(file), str(file))
             ema.updates = counters[stem]
@@ -113,6 +127,3 @@ class Member:
     def _step(self, value: Tensor, parameter: Tensor) -> Tensor:
         """AdamW's step counter lives on the device when the update is fused, on the CPU otherwise."""
         return value.to(parameter.device) if self.optimizer.defaults.get("fused") else value
-
-    def _ema_stem(self, ema: Ema) -> str:
-        return f"{self.name}.ema-{ema.decay:g}"

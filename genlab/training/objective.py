@@ -34,9 +34,13 @@ class Role:
     """Peak learning rate; the loop's schedule scales it."""
     clip_norm: float | None = None
     """Largest gradient norm; None does not clip."""
+    clip_value: float | None = None
+    """Largest entry of a gradient; None does not clip."""
     ema: tuple[float, ...] = ()
     """Decays of the averages to keep."""
     ema_warmup: bool = False
+    ema_power: tuple[float, ...] = ()
+    """Relative widths of the power-function averages to keep beside them."""
     average: bool = False
     """Whether losses also call the network under its first average (its present weights, if it keeps none)."""
 

@@ -8,7 +8,7 @@ of t; 0.05 and 0.10 are the usual two. Times are images seen, and only their rat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -68,20 +68,24 @@ def combination(times: ArrayLike, stds: ArrayLike, end: ArrayLike, std: ArrayLik
 
 
 @torch.no_grad()
-def combine(snapshots: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted sum of state dicts, in float32; what is not floating point comes from the last."""
-    last = snapshots[-1]
-    result = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in last.items()}
+def combine(
+    snapshots: Iterable[Mapping[str, Tensor]], weights: Sequence[float], copied: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The weighted sum of state dicts, in float32, one held at a time.
+
+    Args:
+        copied: names that come from the last one as they are, like all that is not floating point.
+    """
+    result: dict[str, Tensor] = {}
     for snapshot, weight in zip(snapshots, weights, strict=True):
         for name, value in snapshot.items():
-            result[name].add_(value.float(), alpha=weight)
-    return {name: value if last[name].is_floating_point() else last[name].clone() for name, value in result.items()}
-
-
-def inverse_root_rate(peak: float, seen: float, batch: int, constant: float = 70_000, rampup: float = 1e7) -> float:
-    """EDM2's learning rate: up to `peak` over `rampup` images, then constant for so many batches, then 1/sqrt."""
-    rate = peak / max(seen / (constant * batch), 1) ** 0.5 if constant else peak
-    return rate * min(seen / rampup, 1) if rampup else rate
+            if name in copied or not value.is_floating_point():
+                result[name] = value.clone()
+            elif name in result:
+                result[name].add_(value.float(), alpha=weight)
+            else:
+                result[name] = value.float() * weight
+    return result
 
 
 def _inner(ta: Array, ga: Array, tb: Array, gb: Array) -> Array:

@@ -94,7 +94,7 @@ class ReconstructionObjective(Objective):
     def roles(self) -> dict[str, Role]:
         t = self.training
         trained = self.aligned or self.tokenizer
-        roles = {"tokenizer": Role(trained, t.optimizer, t.lr, t.clip_norm, t.ema, t.ema_warmup)}
+        roles = {"tokenizer": t.role(trained)}
         if self.encoder is not None:
             roles["encoder"] = Role(self.encoder)
         roles |= {f"losses-{side}": Role(losses) for side, losses in self.losses.items()}

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import nn
 
 from genlab.core.settings import Settings
+from genlab.training.objective import Role
 from genlab.training.optimizers import AdamW, Beta, OptimizerConfig, Schedule
 
 Images = Annotated[int, Field(ge=1, le=10**13)]
+Width = Annotated[float, Field(gt=0, lt=0.288)]
+"""Of a power-function average: the standard deviation of its profile as a share of the training so far."""
 
 
 class TrainingSettings(Settings):
@@ -26,10 +30,18 @@ class TrainingSettings(Settings):
     schedule: Schedule = Schedule()
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm."""
+    clip_value: PositiveFloat | None = None
+    """Largest entry of a gradient, after the norm (ARFlow)."""
     ema: tuple[Beta, ...] = (0.9999,)
     """Decays of the averages to keep; the first is sampled, scored and exported. Empty: the raw weights are."""
     ema_warmup: bool = False
     """Let early updates forget quickly: decay min(decay, (1 + n) / (10 + n))."""
+    ema_power: tuple[Width, ...] = ()
+    """Averages whose width is a share of the training so far (EDM2; 0.05 and 0.10 are the usual two). From snapshots of
+    them, kept in averages/, `genlab export --ema` makes the average of any other width. Where `ema` is empty, the first
+    is sampled, scored and exported."""
+    snapshot_every: Images | None = None
+    """Images between these snapshots (also one at the end), in half precision; EDM2: 8 Mi. Default: 32 in the run."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples trained without their class, for classifier-free guidance."""
 
@@ -63,9 +75,35 @@ class TrainingSettings(Settings):
             raise ValueError(f"images={self.images} is less than one batch of {self.batch}")
         if len(set(self.ema)) < len(self.ema):
             raise ValueError(f"ema={list(self.ema)} names a decay twice")
+        if len(set(self.ema_power)) < len(self.ema_power):
+            raise ValueError(f"ema_power={list(self.ema_power)} names a width twice")
+        if self.snapshot_every and not self.ema_power:
+            raise ValueError(
+                "snapshot_every is for ema_power, which is empty; set ema_power=[0.05, 0.10] or leave it out"
+            )
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} does not divide batch={self.batch}")
         return self
+
+    @property
+    def average(self) -> float | str | None:
+        """What is sampled, scored and exported: a decay, "power-" and a width, or None for the weights themselves."""
+        if self.ema:
+            return self.ema[0]
+        return f"power-{self.ema_power[0]:g}" if self.ema_power else None
+
+    def role(self, network: nn.Module) -> Role:
+        """`network`, to be trained as these settings say."""
+        return Role(
+            network,
+            self.optimizer,
+            lr=self.lr,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            ema=self.ema,
+            ema_warmup=self.ema_warmup,
+            ema_power=self.ema_power,
+        )
 
     @property
     def total(self) -> int:

@@ -45,7 +45,7 @@ def test_gradients_reach_every_parameter(norm):
 
 def test_blocked_gradients_stop_at_the_stage():
     network = awake(block_gradients=True)
-    network(*batch()).sum().backward()
+    network(*batch(), every_resolution=True)[-1].sum().backward()
     coarse, fine = network.stages
     assert all(parameter.grad is None for parameter in coarse.parameters())
     assert fine.upsample.project.linear.weight.grad.abs().sum() > 0
@@ -204,3 +204,20 @@ def test_foreign_checkpoints_are_refused():
         dimr.load(network, {key: value for key, value in official.items() if key != "stages.0.output_layer.2.bias"})
     with pytest.raises(CheckpointError, match="does not fit"):
         dimr.load(awake(), official)
+
+
+def test_one_resolution_alone_gives_every_parameter_a_gradient():
+    network = awake()
+    out = network(*batch())
+    with torch.no_grad():
+        assert torch.equal(out, network(*batch()))
+    out.square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert all(not p.grad.any() for p in network.stages[0].head.parameters())
+
+
+def test_stages_that_learn_by_themselves_refuse_one_resolution_alone():
+    network = awake(block_gradients=True)
+    with pytest.raises(ConfigError, match=r"set it to false, or take process vp with resolutions=2"):
+        network(*batch())
+    assert network.eval()(*batch()).shape == (3, 3, 4, 6)

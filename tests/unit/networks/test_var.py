@@ -10,6 +10,7 @@ from genlab.networks.var import VAR, VARConfig
 from genlab.nn.kv_cache import KvCache
 from genlab.nn.mamba2 import scan
 from genlab.nn.scales import lengths_of
+from samplers.noise import spawn
 
 SIZES = {"channels": 3, "vocab": 11, "num_classes": 4, "width": 32, "depth": 2, "heads": 2}
 RAGGED = (1, 2, 3, 5)
@@ -190,3 +191,31 @@ def test_the_chunked_scan_is_the_recurrence(length):
     expected, last = sequential(*(x.double() for x in (values, step, decay, keys, queries, state)))
     torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(after.double(), last, atol=2e-5, rtol=1e-5)
+
+
+def thin(drop_path, **change):
+    torch.manual_seed(0)
+    sizes = {"scales": (1, 2), "channels": 4, "vocab": 8, "num_classes": 3, "width": 32, "depth": 3, "heads": 2}
+    return VAR(**sizes, gate_init=1.0, drop_path=drop_path, **change).train()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_random_depth_is_each_samples_own_and_keeps_the_mean(shared):
+    network, plain = thin(0.9, shared_adaln=shared), thin(0.0, shared_adaln=shared)
+    inputs, label = torch.randn(1, 4, 4).expand(6, -1, -1), torch.ones(6, dtype=torch.int64)
+    with torch.no_grad():
+        out = network(inputs, label, None, spawn(0, range(6)).uniform)
+        torch.testing.assert_close(out[4:5], network(inputs[:1], label[:1], None, spawn(0, [4]).uniform))
+        assert len(out.flatten(1).unique(dim=0)) > 1
+        assert torch.equal(plain(inputs, label), network(inputs, label))  # nothing drawn, nothing left out
+        assert torch.equal(plain(inputs, label), network.eval()(inputs, label, None, spawn(0, range(6)).uniform))
+        conditions = [network._shared(network.class_emb(label))] * 3
+        many = spawn(0, range(20_000)).uniform(6)
+        thinned = network._thinned([c[:1].expand(20_000, *c.shape[1:]) for c in conditions], lambda count: many)
+    for number, (block, m) in enumerate(zip(network.blocks, thinned)):
+        whole = block.modulation(conditions[0])[:1]
+        assert torch.equal(m[:, 2:], whole[:, 2:].expand_as(m[:, 2:]))
+        shut = (m[:, :2] == 0).all(dim=3).float().mean(dim=0)
+        torch.testing.assert_close(shut, torch.full_like(shut, 0.45 * number), atol=0.02, rtol=0)
+        factor = (m[:, :2] / whole[:, :2]).mean(dim=0)
+        torch.testing.assert_close(factor, torch.ones_like(factor), atol=0.1, rtol=0)

@@ -50,6 +50,8 @@ def test_published_respacings():
     assert respace(1000, "") == list(range(1000))
     assert respace(1000, "ddim10") == list(range(0, 1000, 100))
     assert respace(1000, "10")[-1] == 999
+    assert respace(1000, "trailing4") == [249, 499, 749, 999]
+    assert respace(10, "trailing10") == list(range(10))
     assert respace(10, "2,3") == [0, 4, 5, 7, 9]
     assert len(respace(1000, "10,15,20")) == 45
 

@@ -54,6 +54,16 @@ def test_other_settings_are_named(tmp_path):
         checkpoint.match_identity({"network.depth": 6, "seed": 0}, {"network.depth": 4, "seed": 0}, tmp_path)
 
 
+def test_a_setting_that_an_older_checkpoint_does_not_know_may_be_empty(tmp_path):
+    checkpoint.match_identity(
+        {"training.ema_power": [], "seed": 0, "training.clip_value": None, "network.drop_path": 0.0},
+        {"seed": 0},
+        tmp_path,
+    )
+    with pytest.raises(CheckpointError, match="ema_power was None, is "):
+        checkpoint.match_identity({"training.ema_power": [0.1], "seed": 0}, {"seed": 0}, tmp_path)
+
+
 def test_another_architecture_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks b.*unknown c"):
         weights.match_names(["a", "b"], ["a", "c"], "x")

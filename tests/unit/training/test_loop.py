@@ -148,3 +148,35 @@ def test_hooks_see_the_averages_and_leave_the_weights(tmp_path):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="micro_batch=8 does not divide"):
         make(tmp_path, settings=SETTINGS.model_copy(update={"batch": 12, "micro_batch": 8}))
+
+
+def test_gradients_are_clipped_by_value_and_the_norm_is_told_before(tmp_path):
+    class Steep(Pair):
+        def critic_loss(self, nets, batch, rng):
+            return {"loss": 100 * nets["critic"](batch.extra["x"] + 1).flatten()}
+
+        def roles(self):
+            return {**super().roles(), "critic": Role(self.critic, AdamW(), lr=1e-2, clip_value=3.0)}
+
+    loop = make(tmp_path, Steep())
+    member, seen = loop.members["critic"], []
+    step = member.prepared.step
+    member.prepared.step = lambda: (seen.extend(p.grad.item() for p in member.parameters), step())
+    values, _ = loop.step(feed(0, loop.micro))
+    assert seen == [3.0, 3.0] and values["critic/grad_norm"] > 100
+
+
+def test_the_weight_decay_of_matrices_alone_follows_its_schedule(tmp_path):
+    class Decaying(Pair):
+        def roles(self):
+            optimizer = AdamW(weight_decay=0.05, weight_decay_end=0.08)
+            return {**super().roles(), "critic": Role(self.critic, optimizer, lr=1e-2)}
+
+    loop = make(tmp_path, Decaying())
+    batches, seen = feed(0, loop.micro), []
+    for _ in range(8):
+        loop.step(batches)
+        seen.append([group["weight_decay"] for group in loop.members["critic"].optimizer.param_groups])
+    assert [exempt for _, exempt in seen] == [0.0] * 8
+    decays = [decay for decay, _ in seen]
+    assert decays == sorted(decays) and (decays[0], decays[-1]) == pytest.approx((0.05, 0.08))

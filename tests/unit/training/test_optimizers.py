@@ -47,3 +47,18 @@ def test_schedules_stay_in_range_and_end_where_they_should(warmup, decay, start,
     after = factors[len(warm) :]
     assert after == sorted(after, reverse=True)
     assert factors[-1] == pytest.approx(1.0 if decay == "constant" else final)
+
+
+def test_an_inverse_root_falls_from_its_start_whatever_the_total():
+    schedule = Schedule(warmup=99, decay="inverse_root", decay_start=1000)
+    assert schedule.factor(49, 10**9) == 0.5
+    assert schedule.factor(1000, 2000) == schedule.factor(500, 2000) == 1.0
+    assert schedule.factor(4000, 5000) == schedule.factor(4000, 10**9) == 0.5
+    with pytest.raises(ValueError, match="falls from decay_start on"):
+        Schedule(decay="inverse_root")
+
+
+def test_weight_decay_rises_along_half_a_cosine():
+    settings = AdamW(weight_decay=0.05, weight_decay_end=0.08)
+    assert [settings.decay_at(p) for p in (0, 0.5, 1)] == pytest.approx([0.05, 0.065, 0.08])
+    assert AdamW(weight_decay=0.05).decay_at(0.7) == 0.05
