@@ -22,6 +22,14 @@ from genlab.core.contracts import SamplingSettings
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.data.configs import DataConfig
+from genlab.distillation.consistency import ConsistencyDistillation
+from genlab.distillation.continuous_consistency import ContinuousConsistencyDistillation
+from genlab.distillation.dmd2 import Dmd2Settings
+from genlab.distillation.progressive import ProgressiveDistillation
+from genlab.distillation.reflow import Reflow
+from genlab.distillation.score_matching import ScoreMatchingSettings
+from genlab.distillation.settings import Parts
+from genlab.distillation.students import MultiStudentSettings
 from genlab.evaluation.protocols import EvaluationSettings, ExpectedScore
 from genlab.finetuning import adapters
 from genlab.finetuning.settings import FinetuneSettings
@@ -30,17 +38,31 @@ from genlab.networks.dimr import DiMRConfig
 from genlab.networks.dit import DiTConfig
 from genlab.networks.edm2 import Edm2Config
 from genlab.networks.edm_unet import EdmUNetConfig
+from genlab.networks.enat import ENATConfig
 from genlab.networks.fit_config import FiTConfig
 from genlab.networks.flexvar import FlexVARConfig
+from genlab.networks.imf_dit import IMFDiTConfig
+from genlab.networks.interval_dit import IntervalDiTConfig
+from genlab.networks.masked_transformer import MaskedTransformerConfig
 from genlab.networks.mvar import MVARConfig
+from genlab.networks.resgen import ResGenConfig
+from genlab.networks.routed import RoutedConfig
 from genlab.networks.var import VARConfig
 from genlab.networks.xar import XARConfig
 from genlab.processes.arflow import AutoregressiveFlowConfig
+from genlab.processes.consistency import ConsistencyConfig
+from genlab.processes.continuous_consistency import ContinuousConsistencyConfig
 from genlab.processes.diffusion import DiffusionConfig
 from genlab.processes.edm import EdmConfig
+from genlab.processes.few_step import FewStepConfig
 from genlab.processes.flow import FlowConfig
+from genlab.processes.improved_mean_flow import ImprovedMeanFlowConfig
+from genlab.processes.masked import MaskedConfig
+from genlab.processes.mean_flow import MeanFlowConfig
 from genlab.processes.next_scale import NextScaleConfig
 from genlab.processes.next_x import NextXConfig
+from genlab.processes.residual_masked import ResidualMaskedConfig
+from genlab.processes.shortcut import ShortcutConfig
 from genlab.processes.vp import VpDiffusionConfig
 from genlab.tokenization.configs import TokenizerConfig
 from genlab.tokenization.pixels import Pixels
@@ -74,8 +96,10 @@ def _own_class(value: Any, handler: Any, info: ValidationInfo) -> Any:
 
 
 _open = WrapValidator(_own_class)
-NetworkConfig = Annotated[
+_SingleNetwork = Annotated[
     DiTConfig
+    | IntervalDiTConfig
+    | IMFDiTConfig
     | DiMRConfig
     | FiTConfig
     | ARFlowConfig
@@ -84,17 +108,39 @@ NetworkConfig = Annotated[
     | VARConfig
     | FlexVARConfig
     | MVARConfig
+    | ResGenConfig
+    | ENATConfig
+    | MaskedTransformerConfig
     | XARConfig,
     Field(discriminator="name"),
 ]
+NetworkConfig = Annotated[_SingleNetwork | RoutedConfig[Annotated[_SingleNetwork, _open]], Field(discriminator="name")]
 ProcessConfig = Annotated[
     FlowConfig
     | DiffusionConfig
     | VpDiffusionConfig
     | AutoregressiveFlowConfig
     | EdmConfig
+    | ConsistencyConfig
+    | ContinuousConsistencyConfig
     | NextScaleConfig
-    | NextXConfig,
+    | MeanFlowConfig
+    | ImprovedMeanFlowConfig
+    | ShortcutConfig
+    | ResidualMaskedConfig
+    | NextXConfig
+    | FewStepConfig
+    | MaskedConfig,
+    Field(discriminator="name"),
+]
+DistillationConfig = Annotated[
+    Dmd2Settings
+    | ConsistencyDistillation
+    | ContinuousConsistencyDistillation
+    | ProgressiveDistillation
+    | Reflow
+    | ScoreMatchingSettings
+    | MultiStudentSettings,
     Field(discriminator="name"),
 ]
 S = TypeVar("S", bound=SamplingSettings)
@@ -126,11 +172,11 @@ class _Run(Settings):
     def identity(self) -> dict[str, Any]:
         """Flat `section.key` -> value of all that must agree for a checkpoint to be continued bit for bit."""
         parts = {"seed", "data", "tokenizer", "network", "process", "training"}
-        parts |= {"reconstruction", "alignment", "finetune"}
+        parts |= {"reconstruction", "alignment", "finetune", "distillation"}
         tree = self.model_dump(mode="json", include=parts)
         free = {"images", "micro_batch", "workers", "compile", "activation_checkpointing", "log_every", "trackers"}
         free |= {"keep_last", "keep_every"} | {
-            f"{what}_{how}" for what in ("preview", "checkpoint") for how in ("every", "count")
+            f"{what}_{how}" for what in ("preview", "checkpoint", "snapshot") for how in ("every", "count")
         }
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in free}
         return dict(_flatten(tree))
@@ -159,6 +205,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
     """The trained generator to start from, and what of it is trained; by default all of a network with new weights."""
     alignment: RepresentationAlignment | None = None
     """Draw a transformer's hidden tokens towards a vision encoder's features while it trains (REPA)."""
+    distillation: DistillationConfig | None = None
+    """The trained generator to learn from, and how."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -180,7 +228,29 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
             self.alignment.check(network, spec)
         if self.finetune is not None:
             adapters.apply(network, self.finetune.method)
+        self._check_distillation()
         return self
+
+    def _check_distillation(self) -> None:
+        """Raises ConfigError for a student that does not suit its teacher's recipe, and for one without a teacher."""
+        if self.distillation is None:
+            if self.process.name == "few_step":
+                raise ConfigError(
+                    "process few_step learns from a teacher: add distillation: {name: dmd2, teacher: RUN}"
+                )
+            return
+        if self.finetune is not None or self.alignment is not None:
+            raise ConfigError("distillation goes with neither finetune nor alignment; remove them")
+        teacher, recipe = self.distillation.teacher, self.distillation.recipe
+        known = recipe is not None and (Path(recipe).exists() or not Path(teacher).exists())
+        self.distillation.check(self.parts(), load(str(recipe)).parts() if known else None)
+
+    def parts(self) -> Parts:
+        """What of the generator can be compared before it exists; the network, of one class, holds no memory."""
+        spec = self.tokenizer.latent_spec(self.data.size)
+        with torch.device("meta"):
+            network = self.network.build(spec, 1)
+        return Parts(spec, network, self.process.build())
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -351,5 +421,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a config file (a generator's or a tokenizer's), for editors."""
     flows = FlowConfig.Sampling | AutoregressiveFlowConfig.Sampling
     samplings = flows | DiffusionConfig.Sampling | VpDiffusionConfig.Sampling | EdmConfig.Sampling
-    samplings |= NextScaleConfig.Sampling | NextXConfig.Sampling
+    samplings |= FewStepConfig.Sampling | ConsistencyConfig.Sampling
+    samplings |= MeanFlowConfig.Sampling | ImprovedMeanFlowConfig.Sampling
+    samplings |= NextScaleConfig.Sampling | NextXConfig.Sampling | ResidualMaskedConfig.Sampling | MaskedConfig.Sampling
     return TypeAdapter(RunConfig[samplings] | TokenizerRunConfig).json_schema()  # type: ignore[valid-type, arg-type]

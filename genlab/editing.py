@@ -1,12 +1,14 @@
 """Editing: parts of a given image are made anew for a class, and the rest stays.
 
 For generators whose process can take a part of an image as given: next-scale prediction (in- and out-painting without
-training for it, and everything finer than some scale) and next-X prediction (the same, and all entities from one on).
+training for it, and everything finer than some scale), next-X prediction (the same, and all entities from one on) and
+masked codes (in- and out-painting, which is what they are trained for).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,12 @@ from genlab.core.contracts import OnStep, Raw, SamplingSettings
 from genlab.core.errors import GenlabError
 from genlab.core.generator import Generator
 from genlab.nn.scales import Grid
+from genlab.processes.masked import Masked
 from genlab.processes.next_scale import NextScale
 from genlab.processes.next_scale_sampling import NextScaleSampling, schedule_of
 from genlab.processes.next_x import NextX
 from genlab.processes.next_x_sampling import NextXSampling
+from genlab.processes.residual_masked import ResidualMasked
 from samplers.noise import SampleRng
 
 _LATENTS = 0xED17  # the stream of random numbers that draws a given image's latents from their posterior
@@ -59,6 +63,9 @@ def edit(
     mask = None if mask is None else mask.to(device)
     if isinstance(settings, NextScaleSampling):
         return _next_scale(generator, images, mask, label, rng, settings, from_scale or 0, on_step)
+    if isinstance(generator.process, Masked | ResidualMasked):
+        assert mask is not None
+        return _masked(generator, images, mask, label, rng, settings, on_step)
     assert isinstance(settings, NextXSampling)
     return _next_x(generator, images, mask, label, rng, settings, from_scale, on_step)
 
@@ -105,6 +112,25 @@ def _next_x(
     return process.decode(tokenizer, tokens, settings).clamp(-1, 1).float()
 
 
+def _masked(
+    generator: Generator,
+    images: Tensor,
+    mask: Tensor,
+    label: Tensor,
+    rng: SampleRng,
+    settings: Any,
+    on_step: OnStep | None,
+) -> Tensor:
+    process, tokenizer = generator.process, generator.tokenizer
+    assert isinstance(process, Masked | ResidualMasked)
+    codes: Raw = tokenizer.encode(images)
+    assert isinstance(codes, Tensor)
+    codes = codes.expand(len(label), *codes.shape[1:])  # [B,H,W,...]
+    keep = F.adaptive_max_pool2d(mask[None].float(), tokenizer.spec.grid)[0] == 0  # [H,W]
+    codes = process.edit(generator.network, label, codes, keep, tokenizer.spec, rng, settings, on_step)
+    return process.decode(tokenizer, codes, settings).clamp(-1, 1).float()
+
+
 def canvas(generator: Generator, settings: SamplingSettings | None = None) -> Grid:
     """(H, W) in pixels of the images to edit: those that the generator makes under `settings`."""
     spec, settings = generator.tokenizer.spec, settings or generator.sampling
@@ -129,14 +155,17 @@ def check(
             that does not exist.
     """
     process, settings = generator.process, settings or generator.sampling
-    if not isinstance(process, NextScale | NextX):
+    if not isinstance(process, NextScale | NextX | Masked | ResidualMasked):
         raise GenlabError(
-            f"this generator's process {type(process).__name__} cannot edit images; VAR, FlexVAR, M-VAR, xAR can"
+            f"this generator's process {type(process).__name__} cannot edit images; VAR, FlexVAR, M-VAR, xAR, ENAT, "
+            "masked transformers and ResGen can"
         )
     size = canvas(generator, settings)
     if image.shape[-3:] != (3, *size):
         shown = " x ".join(map(str, image.shape[-2:]))
         raise GenlabError(f"the image to edit has {shown} pixels, this generator makes {size[0]} x {size[1]}")
+    if from_scale is not None and isinstance(process, Masked | ResidualMasked):
+        raise GenlabError("a generator of masked codes has no scales: leave from_scale out and give a mask")
     if mask is None and from_scale is None:
         raise GenlabError("nothing says what to make anew: give a mask, or the scale from which on")
     if mask is not None and mask.shape != size:

@@ -13,10 +13,10 @@ from torch import Tensor
 from genlab import config as configs
 from genlab import pretrained
 from genlab.config import RunConfig
-from genlab.convert import autoencoders, dit, edm, var
+from genlab.convert import autoencoders, dit, edm, enat, var
 from genlab.convert.checkpoint_files import find_state, read_checkpoint
 from genlab.convert.fetch import fetch
-from genlab.convert.generators import FAMILIES, Family, Found, recognise
+from genlab.convert.generators import FAMILIES, Family, Found, Hints, recognise
 from genlab.core.contracts import LatentSpec
 from genlab.core.errors import CheckpointError, ConfigError
 from genlab.core.files import whole_folder
@@ -40,6 +40,7 @@ _TOKENIZERS = {
     "tokenizers/kl-16": "kl16.ckpt",
     "tokenizers/var-vqvae": "FoundationVision/var:vae_ch160v4096z32.pth",
     "tokenizers/flexvar-vq": "jiaosiyu1999/FlexVAR:FlexVAE.pth",
+    "tokenizers/maskgit-vqgan": "vqgan_jax_strongaug.ckpt",
 }
 """Where the tokenizers of the ImageNet recipes are published."""
 _STATISTICS = "latents_stats.pt"
@@ -81,7 +82,7 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
         if options.origin is None and _is_tokenizer(find_state(content, str(source))):
             return _tokenizer(source, out, options)
         state, which = dit.select(content, str(source), options.weights)
-        found = recognise(state, str(source), options.heads, _scales(options) if var.family_of(state) else None)
+        found = recognise(state, str(source), _hints(state, options))
     family = _family(found, "dit" if kind else options.origin, str(source))
     _generator(source, out, found, family, which, options)
     return None
@@ -108,14 +109,16 @@ def _under_common_names(content: Any) -> Any:
     return content
 
 
-def _scales(options: Options) -> tuple[int, ...] | None:
-    """Those of the tokenizer that the given recipe names, which weights do not tell."""
-    if options.recipe is None:
-        return None
+def _hints(state: Mapping[str, Tensor], options: Options) -> Hints:
+    """What the options and the given recipe say that weights do not tell."""
+    hints = Hints(options.heads)
+    if options.recipe is None or not (var.family_of(state) or enat.matches(state)):
+        return hints
     tree = configs.read(options.recipe, options.overrides)
     _check_tokenizer(tree.get("tokenizer"))
     config = configs.validate(tree, str(options.recipe))
-    return config.tokenizer.latent_spec(config.data.size).scales
+    scales = config.tokenizer.latent_spec(config.data.size).scales
+    return hints._replace(scales=scales, decoder_depth=getattr(config.network, "decoder_depth", None))
 
 
 def _diffusers_class(source: Path) -> str | None:
@@ -140,7 +143,7 @@ def _diffusers_network(source: Path) -> Found:
     loaded = dit.load_diffusers(source)
     network = loaded.network
     heads = dit.diffusers_config(network)["num_attention_heads"]
-    return recognise(network.state_dict(), str(source), heads)
+    return recognise(network.state_dict(), str(source), Hints(heads))
 
 
 def _family(found: Found, wanted: str | None, where: str) -> Family:
@@ -203,7 +206,7 @@ def _config(
     _check_tokenizer(tree.get("tokenizer"))
     config = configs.validate(tree, str(file))
     spec = config.tokenizer.latent_spec(config.data.size)
-    if spec.channels != found.channels:
+    if found.channels is not None and spec.channels != found.channels:
         raise CheckpointError(
             f"the network is for latents of {found.channels} channels, tokenizer {config.tokenizer.name} of {file} "
             f"makes {spec.channels}: give another --recipe or tokenizer"
@@ -241,7 +244,7 @@ def _recipe(found: Found, family: Family) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    large = "imagenet512" if found.grid[0] > (16 if found.scales else 32) else "imagenet256"
+    large = "imagenet512" if found.grid[0] > (16 if found.vocab else 32) else "imagenet256"
     stages = len(found.section.get("stages", ()))
     preset = (found.preset or "").lower().replace("-", "_")
     names = {
@@ -256,6 +259,7 @@ def _recipe(found: Found, family: Family) -> Path:
         "flexvar": "imagenet256/flexvar_d24",
         "mvar": "imagenet256/mvar_d24",
         "xar": f"imagenet256/{preset or 'xar_b'}",
+        "enat": f"{large}/enat_l",
         "edm": "imagenet64/edm_adm" if preset == "adm_imagenet64" else "",
         "edm2": "imagenet512/edm2_s" if (found.grid, found.channels) == ((64, 64), 4) else "",
     }

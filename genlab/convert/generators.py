@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
 
-from genlab.convert import arflow, dimr, dit, edm, fit, sit, var, xar
+from genlab.convert import arflow, dimr, dit, edm, enat, fit, sit, var, xar
 from genlab.core.contracts import LatentSpec, Network
 from genlab.core.errors import CheckpointError
 from genlab.networks.arflow import ARFlow
@@ -21,12 +21,14 @@ from genlab.networks.dimr import DiMR
 from genlab.networks.dit import DiT
 from genlab.networks.edm2 import Edm2
 from genlab.networks.edm_unet import EdmUNet
+from genlab.networks.enat import ENAT
 from genlab.networks.fit import FiT
 from genlab.networks.xar import XAR
 
 Family: TypeAlias = Literal[
-    "dit", "sit", "repa", "lightningdit", "dimr", "fit", "arflow", "var", "flexvar", "mvar", "xar", "edm", "edm2"
-]
+    "dit", "sit", "repa", "lightningdit", "dimr", "fit", "arflow", "var", "flexvar", "mvar", "xar", "enat",
+    "edm", "edm2",
+]  # fmt: skip
 State: TypeAlias = Mapping[str, Tensor]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 _FIT_SIDE = 16
@@ -36,10 +38,12 @@ _FIT_SIDE = 16
 class Hints(NamedTuple):
     """What leaves no trace in the weights of sizes that are not published."""
 
-    heads: int | None
+    heads: int | None = None
     """Attention heads."""
-    scales: tuple[int, ...] | None
+    scales: tuple[int, ...] | None = None
     """Of the tokenizer that a recipe names."""
+    decoder_depth: int | None = None
+    """Blocks of a recipe's network that decode."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Found(NamedTuple):
     """Whether it takes others too."""
     scales: tuple[int, ...] | None
     """Of the codes that it was trained on."""
-    channels: int
-    """C."""
+    channels: int | None
+    """C, for networks that see more of the tokens than codes."""
     vocab: int | None
     """V, for networks of codes."""
     num_classes: int
@@ -86,13 +90,12 @@ class Found(NamedTuple):
     patches do not tile."""
 
 
-def recognise(state: State, where: str, heads: int | None = None, scales: tuple[int, ...] | None = None) -> Found:
+def recognise(state: State, where: str, hints: Hints | None = None) -> Found:
     """What a state dict under its official names is.
 
     Args:
         where: the file, for messages.
-        heads: attention heads, for sizes that are not published.
-        scales: of the tokenizer's codes, for schedules that are not published.
+        hints: for sizes and schedules that are not published.
 
     Raises:
         CheckpointError: no generator that is known, or a part of one.
@@ -107,7 +110,7 @@ def recognise(state: State, where: str, heads: int | None = None, scales: tuple[
         )
     if "pos_embed" in state and math.isqrt(tokens := state["pos_embed"].shape[1]) ** 2 != tokens:
         raise CheckpointError(f"{where}: its position table has {tokens} tokens; only square latent grids are read")
-    arguments = architecture.arguments(state, Hints(heads, scales))
+    arguments = architecture.arguments(state, hints or Hints())
     # what the tokenizer and the data decide in a config
     fixed = ("grid", "scales", "channels", "vocab", "num_classes", "null_row")
     preset = architecture.preset(arguments, state)
@@ -131,7 +134,7 @@ def recognise(state: State, where: str, heads: int | None = None, scales: tuple[
         grid,
         architecture.any_grid,
         own_scales,
-        arguments["channels"],
+        arguments.get("channels"),
         arguments.get("vocab"),
         arguments["num_classes"],
         network,
@@ -227,6 +230,15 @@ _ARCHITECTURES = (
         lambda arguments, state: xar.preset_of(arguments),
         XAR,
         xar.load,
+    ),
+    Architecture(
+        "enat",
+        ("enat",),
+        enat.matches,
+        lambda state, hints: enat.enat_arguments(state, hints.heads, hints.decoder_depth),
+        lambda arguments, state: enat.preset_of(arguments),
+        ENAT,
+        enat.load,
     ),
     *map(_next_scale, var.NETWORKS),
     Architecture(

@@ -18,7 +18,9 @@ SYSTEMS = {  # golden system -> the module whose CASES recompute it
     "fitv2": "genlab.convert.golden_fit",
     "arflow": "genlab.convert.golden_arflow",
     "xar": "genlab.convert.golden_xar",
+    "enat": "genlab.convert.golden_enat",
     "edm": "genlab.convert.golden_edm",
+    "dmd2": "genlab.convert.golden_dmd2",
     "difffit": "genlab.convert.golden_difffit",
     "acceleration": "genlab.convert.golden_acceleration",
     "lion": "genlab.convert.golden_lion",
@@ -30,8 +32,11 @@ SYSTEMS = {  # golden system -> the module whose CASES recompute it
     "perceptual_losses": "genlab.convert.golden_losses",
     "kl_vae": "genlab.convert.golden_kl_vae",
     "vqgan": "genlab.convert.golden_vqgan",
+    "resgen": "genlab.convert.golden_resgen",
     "rvq": "genlab.convert.golden_quantizers",
+    "onestep_baselines": "genlab.convert.golden_onestep",
     "llamagen_vq": "genlab.convert.golden_llamagen",
+    "msd": "genlab.convert.golden_msd",
 }
 
 

@@ -13,6 +13,9 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 GENERATORS = [file for file in FILES if not configs.is_tokenizer(configs.read(file))]
 TOKENIZERS = [file for file in FILES if file not in GENERATORS]
 PARAMETERS = {  # as published, with 1000 classes; tokenizers with their codebooks
+    "imagenet256/enat_l": 565_904_385,
+    "imagenet512/enat_l": 566_690_817,
+    "imagenet256/maskgit_vqgan": 54_515_587,
     "imagenet256/dit_xl_2": 675.13e6,
     "imagenet256/sit_xl_2": 675.13e6,
     "imagenet256/dimr_xl_2r": 505_046_408,

@@ -12,10 +12,13 @@ from genlab.core.errors import GenlabError
 from genlab.core.generator import Generator
 from genlab.editing import Editor, canvas, edit
 from genlab.networks.dit import DiT
+from genlab.networks.enat import ENAT
 from genlab.networks.flexvar import FlexVAR
 from genlab.networks.var import VAR
 from genlab.networks.xar import XAR
 from genlab.processes.flow import FlowConfig
+from genlab.processes.masked import Masked
+from genlab.processes.masked_sampling import MaskedSampling
 from genlab.processes.next_scale import NextScale
 from genlab.processes.next_scale_sampling import NextScaleSampling
 from genlab.processes.next_x import NextX
@@ -25,6 +28,7 @@ from genlab.tokenization.multiscale import FlexibleVQ, MultiscaleVQ
 from genlab.tokenization.pixels import Pixels
 from genlab.tokenization.quantizers.multiscale import MultiscaleQuantization
 from genlab.tokenization.quantizers.vector import LearnedVQ
+from genlab.tokenization.vq import VQ
 from samplers.noise import spawn
 
 SCALES, VOCAB, SIDE = (1, 2, 4), 13, 8
@@ -49,6 +53,11 @@ def generator(name: str) -> Generator:
         sizes = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
         network = XAR((SIDE, SIDE), 3, entity_size=2, patch=2, num_classes=3, **sizes)
         return Generator(tokenizer, awake(network), NextX(), NextXSampling(steps=2, guidance=2.0))
+    if name == "enat":
+        sizes = {key: AUTOENCODER[key] for key in ("width", "multipliers", "blocks", "groups", "channels")}
+        tokenizer = VQ(**sizes, quantizer=LearnedVQ(vocab=VOCAB)).build(SIDE).eval()
+        network = ENAT((4, 4), VOCAB, 3, width=16, encoder_depth=1, decoder_depth=1, heads=2)
+        return Generator(tokenizer, awake(network), Masked(), MaskedSampling(steps=3, guidance=2.0))
     kind, config = {
         "var": (VAR, MultiscaleVQ(**AUTOENCODER, quantizer=MultiscaleQuantization(vocab=VOCAB))),
         "flexvar": (FlexVAR, FlexibleVQ(**AUTOENCODER, code_channels=4, quantizer=LearnedVQ(vocab=VOCAB, unit=True))),
@@ -81,28 +90,34 @@ def watched(made, monkeypatch) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("name", ["var", "flexvar"])
+def finest(codes):
+    """The codes of the latent grid, [B,4,4]."""
+    return codes.flatten(1)[:, -16:].view(-1, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["var", "flexvar", "enat"])
 def test_codes_outside_the_mask_stay(name, image, right, monkeypatch):
     made = generator(name)
-    own = made.tokenizer.encode(image[None])[:, -16:].view(4, 4)
+    own = finest(made.tokenizer.encode(image[None]))[0]
     seen = watched(made, monkeypatch)
     images = edit(made, image, right, LABEL, spawn(0, range(3)))
-    last = seen[-1][:, -16:].view(3, 4, 4)
+    last = finest(seen[-1])
     assert images.shape == (3, 3, SIDE, SIDE) and images.abs().max() <= 1
     assert torch.equal(last[:, :, :2], own[:, :2].expand(3, -1, -1))
     assert not torch.equal(last[:, :, 2:], own[:, 2:].expand(3, -1, -1))
 
 
-def test_one_touched_pixel_makes_its_position_anew(image, monkeypatch):
-    made = generator("var")
-    own = made.tokenizer.encode(image[None])[:, -16:]
+@pytest.mark.parametrize("name", ["var", "enat"])
+def test_one_touched_pixel_makes_its_position_anew(name, image, monkeypatch):
+    made = generator(name)
+    own = finest(made.tokenizer.encode(image[None]))
     seen = watched(made, monkeypatch)
     mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     mask[3, 5] = True
     for seed in range(8):
         edit(made, image, mask, LABEL, spawn(seed, range(3)))
-    changed = torch.stack([tokens[:, -16:] != own for tokens in seen]).flatten(0, 1).any(0)
-    assert changed.nonzero().flatten().tolist() == [1 * 4 + 2]
+    changed = torch.stack([finest(tokens) != own for tokens in seen]).flatten(0, 1).any(0)
+    assert changed.nonzero().tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("name", ["var", "flexvar"])
@@ -125,7 +140,12 @@ def test_pixels_that_xar_does_not_make_anew_stay(image, right):
     assert not torch.isclose(rest[:, :, 4:, 4:], image[:, 4:, 4:]).all()
 
 
-@pytest.mark.parametrize("name", ["var", "flexvar", "xar"])
+def test_masking_everything_is_sampling(image, right):
+    made, rng = generator("enat"), spawn(0, range(3))
+    assert torch.equal(edit(made, image, right | True, LABEL, rng), made.sample(LABEL, spawn(0, range(3))).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("name", ["var", "flexvar", "xar", "enat"])
 def test_an_edit_depends_on_seed_index_and_class_alone(name, image, right):
     made = generator(name)
     editor = Editor(**vars(made), image=image, mask=right)
@@ -151,6 +171,9 @@ def test_what_cannot_be_edited_is_named(image, right):
         ("var", image[:, :4], right, None, "4 x 8 pixels, this generator makes 8 x 8"),
         ("var", image, right[:4], None, "the mask has 4 x 8 pixels"),
         ("xar", image, right & False, None, "the mask is empty"),
+        ("enat", image, right & False, None, "the mask is empty"),
+        ("enat", image, right, 1, "no scales"),
+        ("enat", image, None, None, "give a mask"),
         ("var", image, None, None, "give a mask, or the scale"),
         ("var", image, None, 3, "scales 0..2"),
         ("var", image, right, -1, "scales 0..2"),
