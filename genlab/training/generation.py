@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -59,21 +59,29 @@ class GenerationObjective(Objective):
             tokens = tokenizer.prepare(raw, rng.fork(_TOKENS))  # [B, ...]
             dropped = rng.fork(_LABELS).uniform() < self.label_dropout  # [B]
             label = torch.where(dropped, self.generator.network.null_label, batch.label)
+        loss: Callable[..., dict[str, Tensor]] = self.generator.process.loss
+        if self.generator.process.takes_average:
+            loss = partial(loss, average=networks["network.average"])
         if self.aligned is not None:
-            return self._aligned_loss(self.aligned, networks, batch, tokens, label, rng.fork(_PROCESS))
-        process = self.generator.process
-        options = {"average": networks["network.average"]} if process.takes_average else {}
-        return process.loss(networks["network"], tokens, label, rng.fork(_PROCESS), **options)
+            return self._aligned_loss(self.aligned, loss, networks, batch, tokens, label, rng.fork(_PROCESS))
+        return loss(networks["network"], tokens, label, rng.fork(_PROCESS))
 
     def _aligned_loss(
-        self, aligned: Aligned, networks: Networks, batch: Batch, tokens: Tensor, label: Tensor, rng: SampleRng
+        self,
+        aligned: Aligned,
+        loss: Callable[..., dict[str, Tensor]],
+        networks: Networks,
+        batch: Batch,
+        tokens: Tensor,
+        label: Tensor,
+        rng: SampleRng,
     ) -> dict[str, Tensor]:
         """The process's losses and the alignment's, [B], of the batch sorted by label."""
         assert batch.images is not None, "an encoder sees images"
         order = label.argsort(stable=True)  # a process that arranges the batch by label (ARFlow) then leaves it so
         features = networks["encoder"](to_float(batch.images[order]))
-        process = partial(self.generator.process.loss, tokens=tokens[order], label=label[order], rng=rng.rows(order))
-        return aligned.losses(networks["network"], features, process)
+        sorted_loss = partial(loss, tokens=tokens[order], label=label[order], rng=rng.rows(order))
+        return aligned.losses(networks["network"], features, sorted_loss)
 
     def preview(self, share: tuple[int, int]) -> Tensor:
         part, parts = share
