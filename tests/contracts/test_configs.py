@@ -13,6 +13,10 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 GENERATORS = [file for file in FILES if not configs.is_tokenizer(configs.read(file))]
 TOKENIZERS = [file for file in FILES if file not in GENERATORS]
 PARAMETERS = {  # as published, with 1000 classes; tokenizers with their codebooks
+    "imagenet256/meanflow_xl_2": 676_440_592,
+    "imagenet256/shortcut_xl_2": 676_440_592,
+    "imagenet256/meanflow_b_4": 131_165_248,
+    "imagenet256/imf_xl_2": 711_113_760,
     "imagenet256/enat_l": 565_904_385,
     "imagenet512/enat_l": 566_690_817,
     "imagenet256/maskgit_vqgan": 54_515_587,
