@@ -155,17 +155,26 @@ class Event(NamedTuple):
 
 OnStep: TypeAlias = Callable[[Event], None]
 
+EditKind: TypeAlias = Literal["mask", "parts", "strength"]
+"""Making anew what a mask chooses, all from some scale or entity on, or the whole from a noised image."""
+
 
 class Process(ABC):
     """How a network becomes a loss and samples. Holds hyper-parameters only, no parameters and no state."""
 
     takes_weaker: ClassVar[bool] = False
     """Whether `sample` also takes `weaker`, a second network to guide away from (autoguidance)."""
+    edits: ClassVar[frozenset[EditKind]] = frozenset()
+    """What it can change of a given image; see `genlab.editing`."""
     takes_average: ClassVar[bool] = False
     """Whether `loss` also takes `average`: the network under its moving average, without gradients."""
 
     def over(self, tokenizer: Tokenizer) -> Process:
         """The process on the tokens of `tokenizer`; one that needs more of it than its spec keeps a reference here."""
+        return self
+
+    def at(self, step: int) -> Process:
+        """The process as it trains in update `step` (0, 1, ...); one with a curriculum changes on the way."""
         return self
 
     def decode(self, tokenizer: Tokenizer, tokens: Tensor, settings: Any) -> Tensor:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from genlab.core.contracts import Batch, to_float, to_uint8
+from genlab.core.contracts import Batch, Process, to_float, to_uint8
 from genlab.core.generator import Generator
 from genlab.training.objective import Networks, Objective, Role, Turn
 from genlab.training.representation import Aligned
@@ -49,9 +49,9 @@ class GenerationObjective(Objective):
 
     def turns(self, step: int) -> Sequence[Turn]:
         self.generator.network.normalise_weights()
-        return [Turn("network", self._loss)]
+        return [Turn("network", partial(self._loss, self.generator.process.at(step)))]
 
-    def _loss(self, networks: Networks, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
+    def _loss(self, process: Process, networks: Networks, batch: Batch, rng: SampleRng) -> dict[str, Tensor]:
         tokenizer = self.generator.tokenizer
         with torch.no_grad():
             raw = batch.raw if batch.images is None else tokenizer.encode(to_float(batch.images))
@@ -59,8 +59,8 @@ class GenerationObjective(Objective):
             tokens = tokenizer.prepare(raw, rng.fork(_TOKENS))  # [B, ...]
             dropped = rng.fork(_LABELS).uniform() < self.label_dropout  # [B]
             label = torch.where(dropped, self.generator.network.null_label, batch.label)
-        loss: Callable[..., dict[str, Tensor]] = self.generator.process.loss
-        if self.generator.process.takes_average:
+        loss: Callable[..., dict[str, Tensor]] = process.loss
+        if process.takes_average:
             loss = partial(loss, average=networks["network.average"])
         if self.aligned is not None:
             return self._aligned_loss(self.aligned, loss, networks, batch, tokens, label, rng.fork(_PROCESS))

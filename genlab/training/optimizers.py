@@ -69,6 +69,17 @@ class AdamW(OptimizerSettings):
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
+class RAdam(OptimizerSettings):
+    """RAdam (Liu et al. 2020), torch's, with decoupled decay. Consistency models were trained with it."""
+
+    name: Literal["radam"] = "radam"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+    def make(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.RAdam(groups, lr=lr, betas=self.betas, eps=self.eps, decoupled_weight_decay=True)
+
+
 class Lion(OptimizerSettings):
     """Lion (Chen et al. 2023, arXiv 2302.06675), timm's. Use 3-10x AdamW's decay and a 3-10x smaller rate."""
 
@@ -155,4 +166,4 @@ class Schedule(Settings):
         return self.final + (1 - self.final) * shape
 
 
-OptimizerConfig = Annotated[AdamW | Lion | Muon, Field(discriminator="name")]
+OptimizerConfig = Annotated[AdamW | RAdam | Lion | Muon, Field(discriminator="name")]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genlab.core.contracts import Network
-from genlab.training.optimizers import AdamW, Lion, Muon, Schedule
+from genlab.training.optimizers import AdamW, Lion, Muon, RAdam, Schedule
 
 
 class Small(Network):
@@ -23,7 +23,7 @@ class Small(Network):
         return self.linear(self.norm(self.embed(label)))
 
 
-@pytest.mark.parametrize("settings", [AdamW(weight_decay=0.1), Lion(weight_decay=0.1), Muon(weight_decay=0.1)])
+@pytest.mark.parametrize("settings", [kind(weight_decay=0.1) for kind in (AdamW, RAdam, Lion, Muon)])
 def test_only_matrices_decay_and_every_parameter_moves(settings):
     network = Small()
     optimizer = settings.build(network, lr=1e-2)
