@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlab.core.contracts import LatentSpec
 from genlab.networks.masked import Block, Decoder, MaskedNetwork, MaskedSettings, Previous
@@ -20,11 +20,14 @@ from genlab.networks.masked import Block, Decoder, MaskedNetwork, MaskedSettings
 class MaskedTransformer(MaskedNetwork):
     """`forward(tokens[B,L], label[B], previous=None) -> logits[N,V]`; see `MaskedNetwork`. `previous` is ignored.
 
+    With `critic` it also tells tokens that were given from those that were guessed ("Improved Masked Image Generation
+    with Token-Critic", Lezama et al., ECCV 2022; here by the generator's own features).
+
     Args:
         grid: (H, W), with L = H W positions.
         vocab: V.
         num_classes: K; 0 for an unconditional network, whose only label is 0.
-        width, depth, heads, mlp_ratio, dropout: see `MaskedTransformerConfig`.
+        width, depth, heads, mlp_ratio, dropout, critic: see `MaskedTransformerConfig`.
 
     Raises:
         ConfigError: a width that the heads do not divide.
@@ -40,18 +43,30 @@ class MaskedTransformer(MaskedNetwork):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        critic: bool = False,
     ):
         blocks = [Block(width, heads, mlp_ratio) for _ in range(depth)]
         super().__init__(grid[0] * grid[1], vocab, width, num_classes, blocks, dropout)
+        self.critic = nn.Linear(width, 1) if critic else None
         self.initialise()
 
-    def forward(self, tokens: Tensor, label: Tensor, previous: Previous | None = None) -> Tensor:
-        """Tokens int64 [B,L], V where masked, and label int64 [B] -> logits [N,V] of the masked ones, row by row."""
+    def forward(self, tokens: Tensor, label: Tensor, previous: Previous | None = None, judge: bool = False) -> Tensor:
+        """Tokens int64 [B,L], V where masked, and label int64 [B] -> logits [N,V] of the masked ones, row by row.
+
+        With `judge`, tokens all of which are codes -> the critic's logits [B,L] that they were given, not guessed.
+        """
+        if judge:
+            return self.verdict(self.features(tokens, label))
         return self.logits(self.features(tokens, label)[tokens == self.mask_token])
 
     def features(self, tokens: Tensor, label: Tensor, previous: Previous | None = None) -> Tensor:
         """As `forward`, but before the last norm, and of all positions: [B,L,D]."""
         return self.hidden(tokens, self.modulations(label))
+
+    def verdict(self, features: Tensor) -> Tensor:
+        """[B,L,D] -> the critic's logits [B,L]."""
+        assert self.critic is not None, "who asks has checked"
+        return self.critic(self.norm(features)).squeeze(2)
 
     def hidden(self, tokens: Tensor, modulations: list[Tensor]) -> Tensor:
         """Tokens [B,L] under the modulations of the blocks -> [B,L,D]."""
@@ -75,6 +90,10 @@ class PlainDecoder(Decoder):
         hidden = self._network.hidden(tokens, self._modulations)  # [B,L,D]
         return self._network.logits(hidden.gather(1, masked.unsqueeze(2).expand(-1, -1, hidden.shape[2])))
 
+    def judge(self, tokens: Tensor) -> Tensor:
+        """Codes [B,L] -> the critic's logits [B,L]."""
+        return self._network.verdict(self._network.hidden(tokens, self._modulations))
+
 
 class MaskedTransformerConfig(MaskedSettings):
     """A plain masked transformer."""
@@ -82,6 +101,8 @@ class MaskedTransformerConfig(MaskedSettings):
     name: Literal["masked_transformer"] = "masked_transformer"
     depth: PositiveInt = 8
     """Blocks."""
+    critic: bool = False
+    """Also tell given tokens from guessed ones, for process.critic and sampling.order critic."""
 
     def build(self, spec: LatentSpec, num_classes: int) -> MaskedTransformer:
         """The network for codes of `spec` and K = num_classes (0: unconditional). Raises ConfigError."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from genlab.core.contracts import Event, LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, Event, LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError, DataError, NonFinite
 from genlab.core.settings import Settings
 from genlab.processes.mask_schedules import Points, ScheduleName, Table, beta, count_of, masked_at, schedule_of
@@ -39,12 +39,14 @@ class Masked(Process):
     """
 
     takes_average: ClassVar[bool] = True
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask"})
 
     schedule: ScheduleName | Literal["beta"] = "beta"
     beta: tuple[int, int] = (12, 3)
     table: Points | None = None
     label_smoothing: float = 0.1
     reuse: float = 0.5
+    critic: float = 0.0
 
     def loss(
         self,
@@ -75,7 +77,7 @@ class Masked(Process):
             reused, more = rng.uniform() < self.reuse, rng.uniform()  # [B]
             earlier = masked_at(uniform, count + ((length - count) * more).round().long())
             previous = _previous(average or bare, codes, label, earlier, reused, bare.mask_token)
-        return self.loss_at(network, codes, label, masked, previous)
+        return self.loss_at(network, codes, label, masked, previous, rng.uniform(length) if self.critic else None)
 
     def loss_at(
         self,
@@ -84,14 +86,25 @@ class Masked(Process):
         label: Tensor,
         masked: Tensor,
         previous: Previous | None = None,
+        u: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The losses [B] for codes [B,L] of which those `masked`, bool [B,L], are hidden."""
+        """The losses [B] for codes [B,L] of which those `masked`, bool [B,L], are hidden.
+
+        Args:
+            u: uniform in [0,1), [B,L], by which the tokens are drawn that the critic judges; None: it does not learn.
+        """
         logits = network(hide(codes, masked, _bare(network).mask_token), label, previous).float()  # [N,V]
         targets = codes[masked]
         errors = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")  # [N]
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).float()
-        return {"loss": _mean_of_rows(errors, masked), "accuracy": _mean_of_rows(right, masked)}
+        losses = {"loss": _mean_of_rows(errors, masked), "accuracy": _mean_of_rows(right, masked)}
+        if u is None:
+            return losses
+        guessed = codes.masked_scatter(masked, _drawn(logits.detach(), u[masked]))
+        verdict = network(guessed, label, judge=True).float()  # [B,L]
+        judged = F.binary_cross_entropy_with_logits(verdict, (~masked).float(), reduction="none").mean(1)
+        return losses | {"loss": losses["loss"] + self.critic * judged, "critic": judged}
 
     def ratio(self, rng: SampleRng) -> Tensor:
         """[B] in [0,1]: how much of each sample is masked."""
@@ -186,6 +199,12 @@ def _previous(
     return everywhere, masked | ~reused[:, None]
 
 
+def _drawn(logits: Tensor, u: Tensor) -> Tensor:
+    """Codes int64 [N] from softmax(logits [N,V]), by u [N] uniform in [0,1)."""
+    below = logits.softmax(-1).cumsum(-1) <= u[:, None]
+    return below.sum(-1).clamp_max(logits.shape[-1] - 1)
+
+
 def _mean_of_rows(values: Tensor, masked: Tensor) -> Tensor:
     """Values [N] of the masked positions, bool [B,L], row after row -> their mean in each row, [B]."""
     return values.new_zeros(masked.shape).masked_scatter(masked, values).sum(1) / masked.sum(1)
@@ -223,6 +242,10 @@ class MaskedConfig(Settings):
     """Share of the images for which a network that reuses features is given those that its average makes of an earlier
     step; others have no earlier step."""
 
+    critic: float = Field(0.0, ge=0)
+    """Weight of the loss of a critic that tells given tokens from guessed ones (Lezama et al. 2022), for a network that
+    has one; sampling.order critic then reveals what it believes first."""
+
     latents: ClassVar[frozenset[str]] = frozenset({"codes"})
     """The kinds of LatentSpec that it works on."""
     Sampling: ClassVar[type[MaskedSampling]] = MaskedSampling
@@ -237,6 +260,12 @@ class MaskedConfig(Settings):
         """Raises ValueError for a network of other tokens, or one that reuses features and is not trained to."""
         if not hasattr(network, "mask_token"):
             raise ValueError(f"process masked {_NEEDS}, got {type(network).__name__}")
+        if self.critic and getattr(network, "critic", None) is None:
+            raise ValueError(
+                "process.critic needs network masked_transformer with critic: true; set it, or leave it out"
+            )
+        if getattr(network, "critic", None) is not None and not self.critic:
+            raise ValueError("network.critic would not be trained: set process.critic to its weight, such as 1")
         if getattr(network, "reuses", False) and self.reuse == 0:
             raise ValueError(
                 f"{type(network).__name__} reuses features when it samples: process.reuse must be above 0, or take "

@@ -5,9 +5,9 @@ Letters: B batch, H W grid, L = H*W positions, m masked now, n fresh, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, cast
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -32,6 +32,13 @@ class Decoder(Protocol):
             masked: int64 [B,m], sorted positions.
             fresh: int64 [B,n], sorted: visible now and unknown to this decoder so far.
         """
+
+
+class Critic(Decoder, Protocol):
+    """The decoder of a network that also judges."""
+
+    def judge(self, tokens: Tensor) -> Tensor:
+        """Codes [B,L] -> logits [B,L] that they were given, not guessed."""
 
 
 class MaskedNetwork(Protocol):
@@ -94,8 +101,9 @@ class MaskedSampling(SamplingSettings):
     """Gumbel noise on the log-probabilities by which tokens are revealed; 0: the surest first."""
     confidence_law: Law = "falling"
     """How much of it each step gets."""
-    order: Literal["confidence", "halton"] = "confidence"
-    """What is revealed first: the surest tokens, or positions evenly spread over the image (a Halton sequence)."""
+    order: Literal["confidence", "halton", "critic"] = "confidence"
+    """What is revealed first: the surest tokens, positions evenly spread over the image (a Halton sequence), or what a
+    critic takes for real, at the price of another network call a step."""
     schedule: ScheduleName = "cosine"
     """Share of tokens that is still masked over the steps."""
     table: Table | None = None
@@ -193,6 +201,7 @@ class Generation:
         self.tokens = given.tokens.masked_fill(~given.keep, network.mask_token)  # [B,L]
         self.masked, self.fresh = (at.nonzero().T.expand(len(label), -1) for at in (~given.keep, given.keep))
         self.left = settings.left(self.masked.shape[1])
+        self.critic = self._critic(network, label) if settings.order == "critic" else None
         self.ranks = halton(*grid).to(label.device) if settings.order == "halton" else None
         self.finite = torch.ones_like(label, dtype=torch.bool)
         self.scales = settings.scales()
@@ -219,8 +228,16 @@ class Generation:
         self.finite &= score.isfinite().all(1)
         if self.ranks is not None:
             return Proposal(drawn, -self.ranks[masked])
+        if self.critic is not None and self.left[step] > 0:  # else all of them are revealed
+            score = self.critic(tokens.scatter(1, masked, drawn)).float().gather(1, masked)
         strength = settings.confidence_temperature * share(settings.confidence_law, step, settings.steps)
         return Proposal(drawn, score + strength * self.noise.of_scores(step, masked) if strength else score)
+
+    def _critic(self, network: MaskedNetwork, label: Tensor) -> Callable[[Tensor], Tensor]:
+        """Codes [B,L] -> how real each looks, [B,L]."""
+        if getattr(network, "critic", None) is None:
+            raise ConfigError("sampling.order=critic: this network was trained without one; take confidence or halton")
+        return cast(Critic, network.decoder(label)).judge
 
     def logits(self, step: int, tokens: Tensor, masked: Tensor, fresh: Tensor) -> Tensor:
         """Guided, float32 [B,m,V]. Conditional and unconditional rows run as one batch."""

@@ -304,3 +304,42 @@ def test_settings_that_do_not_fit_are_named():
     assert MaskedSampling().idle() == {"table"}
     assert {"temperature_law", "top_k"} <= MaskedSampling(temperature=0).idle()
     assert {"confidence_temperature"} <= MaskedSampling(order="halton").idle()
+
+
+def test_a_critic_learns_to_tell_guesses_from_given_tokens():
+    made = network("plain", critic=True)
+    process = Masked(critic=1.0, schedule="linear")
+    codes, label = torch.zeros_like(images(32)), torch.zeros(32, dtype=torch.long)  # guesses will differ
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    losses = []
+    for step in range(30):
+        terms = process.loss(made, codes, label, spawn(step, range(32)))
+        optimizer.zero_grad()
+        terms["critic"].mean().backward()
+        optimizer.step()
+        losses.append(terms["critic"].mean().item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_critic_says_what_is_revealed_first(monkeypatch):
+    made = network("plain", critic=True)
+    monkeypatch.setattr(
+        made, "verdict", lambda features: -torch.arange(made.positions).expand(len(features), -1).float()
+    )
+    shown = []
+    settings = {"order": "critic", "steps": made.positions, "schedule": "linear", "confidence_temperature": 0.0}
+    generation = Generation(made, LABEL, GRID, MaskedSampling(**settings), Streams(spawn(0, range(len(LABEL)))))
+    for state in generation.run():
+        shown.append((state.tokens != made.mask_token).sum(1))
+        count = shown[-1][0].item()
+        assert (state.tokens[:, :count] != made.mask_token).all()
+    assert torch.stack(shown)[:, 0].tolist() == list(range(1, made.positions + 1))
+
+
+def test_a_critic_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="trained without one"):
+        sample(network("plain"), order="critic")
+    with pytest.raises(ValueError, match="critic: true"):
+        MaskedConfig(critic=1.0).check(network("plain"))
+    with pytest.raises(ValueError, match="would not be trained"):
+        MaskedConfig().check(network("plain", critic=True))
