@@ -33,6 +33,7 @@ class Options:
     mask: Path | None = None
     place: str | None = None
     from_scale: int | None = None
+    strength: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """For the plan beside the results: which edit this was, down to the files' content."""
@@ -43,6 +44,7 @@ class Options:
             "mask_digest": None if self.mask is None else digest(_bytes(self.mask)),
             "place": self.place,
             "from_scale": self.from_scale,
+            "strength": self.strength,
         }
 
 
@@ -62,8 +64,9 @@ def editor(generator: Generator, settings: SamplingSettings, options: Options) -
         mask = None if drawn is None else _chosen(_fitted(drawn, options.image, size))
     else:
         image, mask = _placed(picture, drawn, options, size)
-    editing.check(generator, image, mask, settings, options.from_scale)
-    return Editor(**vars(generator), image=image, mask=mask, from_scale=options.from_scale)
+    how: dict[str, Any] = {"from_scale": options.from_scale, "strength": options.strength}
+    editing.check(generator, image, mask, settings, **how)
+    return Editor(**vars(generator), image=image, mask=mask, **how)
 
 
 def _fitted(picture: Image.Image, file: Path, size: tuple[int, int]) -> Image.Image:

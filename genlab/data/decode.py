@@ -17,10 +17,13 @@ class Unreadable(Exception):
     """An image that cannot be decoded or used; the message is the reason. Sources replace it by another image."""
 
 
-def decode(data: bytes | Path) -> Image.Image:
+def decode(data: bytes | Path, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The image as 8-bit RGB, upright (EXIF orientation applied), the first frame of an animation.
 
     Transparency is composited on white, CMYK and palettes are converted, 16-bit grey keeps its upper 8 bits.
+
+    Args:
+        formats: names of the only decoders of Pillow's that may see the data; default: all.
 
     Raises:
         Unreadable: the data is damaged, truncated, empty or of no known kind.
@@ -28,7 +31,7 @@ def decode(data: bytes | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters is whether pixels come out
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except MemoryError:

@@ -72,6 +72,10 @@ class EncodedImages(ImageSource):
         labels = self._items.labels[found] if self.num_classes else np.zeros_like(found)
         return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
 
+    def labels(self) -> Tensor:
+        labels = self._items.labels
+        return torch.from_numpy(labels.astype(np.int64) if self.num_classes else np.zeros(len(labels), np.int64))
+
     def fingerprint(self) -> str:
         framing = self._settings.model_dump_json(include=set(Framing.model_fields))
         return digest(framing, self._items.identity(), self._items.labels.tobytes())

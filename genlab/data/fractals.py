@@ -83,6 +83,9 @@ class FractalImages(ImageSource):
             images[rows] = _draw(kind, rng.rows(torch.from_numpy(rows)), self.image_size)
         return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
 
+    def labels(self) -> Tensor:
+        return torch.arange(len(self)) % self._settings.classes
+
     def fingerprint(self) -> str:
         return digest(f"{self._settings.model_dump_json()} {self._split}")
 

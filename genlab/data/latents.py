@@ -109,6 +109,11 @@ class LatentSource(Images):
         label = torch.from_numpy(labels)
         return (raw["raw"] if "raw" in raw else {name.removeprefix("raw."): x for name, x in raw.items()}), label
 
+    def labels(self) -> Tensor:
+        """int64 [N], of all images in order."""
+        shards = [self._shard(number)["label"] for number in range(len(self.index.shards))]
+        return torch.from_numpy(np.concatenate(shards).astype(np.int64))
+
     def stored(self, name: str, indices: Sequence[int]) -> Tensor:
         """All views of the tensor `name` of some images, float32 or int64 [n,V,...]."""
         places = [divmod(index, self.index.shard_size) for index in indices]

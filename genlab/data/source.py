@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 Split: TypeAlias = Literal["train", "test"]
@@ -62,6 +63,11 @@ class ImageSource(Images):
         Raises:
             DataError: more images are unreadable than the source's settings allow.
         """
+
+    def labels(self) -> Tensor:
+        """int64 [N], of all images in order."""
+        parts = [range(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024)]
+        return torch.cat([self.fetch(part)[1] for part in parts])
 
 
 class Sample(NamedTuple):

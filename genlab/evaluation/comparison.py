@@ -22,6 +22,8 @@ _COSTS = {
     "seconds_per_image": "seconds per image",
     "parameters": "parameters",
 }
+"""What is better if lower, for plots."""
+_COLUMNS = {"evaluations_per_image": "NFE", "images_per_second": "images per second", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Saved:
     def score(self, name: str) -> dict[str, Any] | None:
         """One score of it, by the name reports use."""
         return next((score for score in self.tree["scores"] if score["name"] == name), None)
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What an image costs, by the names of reports, and images per second of a process."""
+        seconds = self.tree["cost"].get("seconds_per_image")
+        return {**self.tree["cost"], **({"images_per_second": 1 / seconds} if seconds else {})}
 
 
 def gather(targets: Sequence[Path]) -> list[Saved]:
@@ -100,8 +108,8 @@ def _tie(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def print_comparison(reports: Sequence[Saved]) -> None:
     """The table and the remarks in the terminal."""
     rows = [[name, *(_cell(report, name) for report in reports)] for name in score_names(reports)]
-    for key, title in _COSTS.items():
-        rows.append([title, *(_number(report.tree["cost"].get(key)) for report in reports)])
+    for key, title in _COLUMNS.items():
+        rows.append([title, *(_number(report.cost.get(key)) for report in reports)])
     print_rows(["", *(report.name for report in reports)], rows)
     for note in remarks(reports):
         print(f"note: {note}")
@@ -122,13 +130,13 @@ def write_comparison(folder: Path, reports: Sequence[Saved]) -> Path:
     """Write `comparison.html`; its path."""
     names = score_names(reports)
     rows = [
-        {"name": report.name, "scores": [report.score(name) for name in names], "cost": report.tree["cost"]}
+        {"name": report.name, "scores": [report.score(name) for name in names], "cost": report.cost}
         for report in reports
     ]
     page = template("comparison.html").render(
         rows=rows,
         names=names,
-        costs=_COSTS,
+        costs=_COLUMNS,
         notes=remarks(reports),
         plots=_plots(reports),
         format=format_score,

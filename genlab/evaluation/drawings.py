@@ -60,6 +60,8 @@ class Axis:
     low: float
     high: float
     log: bool = False
+    rising: bool = False
+    """More is better, as of images per second; costs are better if lower."""
 
     def place(self, value: float) -> float:
         """0..1 along the axis."""
@@ -83,13 +85,13 @@ class Axis:
         return [value for value in values if self.low <= value <= self.high * (1 + 1e-9)]
 
 
-def axis_for(title: str, values: Sequence[float]) -> Axis:
+def axis_for(title: str, values: Sequence[float], rising: bool = False) -> Axis:
     """An axis around `values`: logarithmic where they are positive and span more than a factor of four."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 4:
-        return Axis(title, low / 1.5, high * 1.5, log=True)
+        return Axis(title, low / 1.5, high * 1.5, log=True, rising=rising)
     pad = 0.15 * (high - low) or 0.15 * abs(high) or 1.0
-    return Axis(title, max(low - pad, 0.0) if low >= 0 else low - pad, high + pad)
+    return Axis(title, max(low - pad, 0.0) if low >= 0 else low - pad, high + pad, rising=rising)
 
 
 def plot_svg(points: Sequence[Point], x: Axis, y: Axis) -> str:
@@ -108,7 +110,8 @@ def plot_svg(points: Sequence[Point], x: Axis, y: Axis) -> str:
     front = sorted((point for point in points if point.front), key=lambda point: point.x)
     if len(front) > 1:
         steps = [f"M{_px(x, front[0].x):.1f} {_py(y, front[0].y):.1f}"]
-        steps += [f"H{_px(x, point.x):.1f}V{_py(y, point.y):.1f}" for point in front[1:]]
+        moves = [(f"H{_px(x, point.x):.1f}", f"V{_py(y, point.y):.1f}") for point in front[1:]]
+        steps += [down + across if x.rising else across + down for across, down in moves]
         parts.append(f'<path class="front" d="{"".join(steps)}"/>')
     parts += [mark for point in points for mark in _marks(point, x, y)]
     return "".join([*parts, "</svg>"])

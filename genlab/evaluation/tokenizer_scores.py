@@ -34,7 +34,7 @@ from genlab.evaluation.sources import Part, ScoredImages
 from samplers.noise import spawn
 
 ORIGINALS = "originals"
-_AMPLIFIED = 4  # differences in the picture
+AMPLIFIED = 4  # differences in the picture
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def score_tokenizer(
 
 def differences(images: Tensor, originals: Tensor) -> Tensor:
     """uint8 [n,3,R,R] twice -> their absolute difference, four times as strong."""
-    return ((images.short() - originals.short()).abs() * _AMPLIFIED).clamp(max=255).to(torch.uint8)
+    return ((images.short() - originals.short()).abs() * AMPLIFIED).clamp(max=255).to(torch.uint8)
 
 
 def _distances(

@@ -1,4 +1,4 @@
-"""Distillation in real processes: two train as one, what is missing is told at once, and a student is a run like any."""
+"""Distillation in real processes: two train as one, what is missing is told at once, a student is a run like any."""
 
 import json
 

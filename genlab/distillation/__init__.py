@@ -1,0 +1,1 @@
+"""Few-step generators learnt from trained ones."""
