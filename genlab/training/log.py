@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Log:
     ):
         self.accelerator, self.file, self.every, self.figures = accelerator, file, every, figures
         self.sums: dict[str, float] = {}
-        self.steps, self.images, self.since = 0, start, time.perf_counter()  # since the last line
+        self.counts: Counter[str] = Counter()  # a role that has no turn in some steps has fewer values
+        self.images, self.since = start, time.perf_counter()  # since the last line
         self.seen = start
         self.active = accelerator.is_main_process
         if self.active:
@@ -52,7 +54,7 @@ class Log:
         """Account for one step that ended at `images` images seen."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
+            self.counts[name] += 1
         if self.active:
             self.bar.update(images - self.bar.n)
         if images // self.every > self.seen // self.every:  # multiples, so that a resumed run logs at the same places
@@ -76,12 +78,12 @@ class Log:
     def _flush(self, images: int, rate: float) -> None:
         now = time.perf_counter()
         speed = (images - self.images) / max(now - self.since, 1e-9)
-        means = {name: total / self.steps for name, total in self.sums.items()} | self.figures()
+        means = {name: total / self.counts[name] for name, total in self.sums.items()} | self.figures()
         memory = peak_memory(self.accelerator.device)
         self.write(images, {**means, "lr": rate, "images_per_second": round(speed, 1), "memory_gib": memory})
         loss = next(iter(means.values()), float("nan"))
         self.bar.set_postfix_str(f"loss {loss:.4f}, {memory:.2f} GiB", refresh=False)
-        self.sums, self.steps, self.images, self.since = {}, 0, images, now
+        self.sums, self.counts, self.images, self.since = {}, Counter(), images, now
 
     def _forget_after(self, images: int) -> None:
         """A resumed run writes again what a killed one wrote after its last checkpoint."""
