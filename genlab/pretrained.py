@@ -31,6 +31,7 @@ from genlab.core.files import whole_folder, write_text
 from genlab.core.generator import Generator
 from genlab.core.hub import download, is_repository
 from genlab.core.weights import fill_all, read_tensors
+from genlab.distillation.partition import FILE as PARTITION
 from genlab.finetuning import stored
 from genlab.model_card import model_card
 from genlab.tokenization.storage import find_folder, holds_tokenizer
@@ -217,6 +218,10 @@ def locate(source: str | Path) -> Path:
             return folder
     if (path / DESCRIPTION).exists():
         return path
+    if (path / PARTITION).exists():
+        raise CheckpointError(
+            f"{path}: several students, not joined yet; genlab export {path} does, or names what is missing"
+        )
     if path.exists():
         raise CheckpointError(f"{path}: neither a run folder (no {DESCRIPTION}) nor an export (no config.json)")
     if not is_repository(str(source)):
