@@ -69,7 +69,7 @@ def sample(
         typer.Option(metavar="RUN", help="Guide away from this weaker generator instead: smaller or less trained."),
     ] = None,
     edit: Annotated[
-        Path | None, typer.Option(metavar="IMAGE", help="Change this image instead (VAR, FlexVAR, M-VAR, xAR).")
+        Path | None, typer.Option(metavar="IMAGE", help="Change this image instead; docs/editing.md.")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="MASK", help="With --edit: an image of its size, white where to make anew.")
@@ -81,15 +81,22 @@ def sample(
         int | None,
         typer.Option(min=0, help="With --edit: keep all coarser scales (xAR: earlier cells), make the rest anew."),
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="With --edit, diffusion and flow: noise on the image, above 0 (as it is) to 1 (all anew)."),
+    ] = None,
     trust: Annotated[bool, typer.Option(help="Allow descriptions that name Python classes outside genlab.")] = False,
 ) -> None:
     """Make images from a trained generator, or edits of an image."""
     from genlab.commands.edit import Options as Edit
     from genlab.commands.sample import sample as command
 
-    if edit is None and (mask, place, from_scale) != (None, None, None):
-        raise ConfigError("--mask, --place and --from-scale say how to change an image: name it with --edit")
-    change = None if edit is None else Edit(edit, mask, place, from_scale)
+    how = (mask, place, from_scale, strength)
+    if edit is None and how != (None, None, None, None):
+        raise ConfigError(
+            "--mask, --place, --from-scale and --strength say how to change an image: name it with --edit"
+        )
+    change = None if edit is None else Edit(edit, *how)
 
     named = {"sampler": sampler, "steps": steps, "guidance": guidance}
     settings = [f"{key}={value}" for key, value in named.items() if value is not None] + (overrides or [])
@@ -321,11 +328,14 @@ def studio(
     auth: Annotated[
         str | None, typer.Option(metavar="USER:PASSWORD", envvar="GENLAB_AUTH", help="Ask visitors for these.")
     ] = None,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Offer its endpoints to language models; needs gradio[mcp].")
+    ] = False,
 ) -> None:
     """Open the studio in a browser."""
     from genlab.studio.app import launch
 
-    launch(runs or ["runs"], host, port, share, auth)
+    launch(runs or ["runs"], host, port, share, auth, mcp)
 
 
 @app.callback(invoke_without_command=True)

@@ -33,11 +33,12 @@ def sample_images(
     settings: SamplingSettings | None = None,
     on_step: OnStep | None = None,
     quantise: Callable[[Tensor], Tensor] = to_uint8,
+    on_smaller: Callable[[int], None] | None = None,
 ) -> Iterator[Sampled]:
     """Image i of seed `seed` for each i of `index`, with label `labels[i]`, in batches of at most `batch`.
 
     An image depends on (seed, i, label, settings) alone, not on the batch it is made in. Running out of device memory
-    halves the batch and goes on. `quantise` makes 8 bits of images in [-1,1].
+    halves the batch, tells `on_smaller` the new one and goes on. `quantise` makes 8 bits of images in [-1,1].
 
     Raises:
         GenlabError: one image alone does not fit on the device.
@@ -54,6 +55,8 @@ def sample_images(
                     raise GenlabError("one image does not fit in the device's memory; use a smaller model") from error
                 batch = len(part) // 2
                 torch.cuda.empty_cache()
+                if on_smaller is not None:
+                    on_smaller(batch)
                 continue
             yield Sampled(part, images)
             todo = todo[len(part) :]

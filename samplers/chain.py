@@ -46,6 +46,7 @@ class Chain:
     """
 
     def __init__(self, alpha_bar: Tensor, timestep: Tensor, device: torch.device | str = "cpu"):
+        self._alpha_bar = alpha_bar
         self.columns = _columns(alpha_bar)  # of [N] each
         self.timesteps: list[int] = timestep.tolist()
         self._links = [Link(*values) for values in zip(*(column.unbind() for column in self.columns))]
@@ -58,6 +59,12 @@ class Chain:
     def __getitem__(self, k: int) -> Link:
         """Step k as scalars: float64 on the CPU, which multiply a tensor of any device and dtype as numbers do."""
         return self._links[k]
+
+    def first(self, steps: int) -> Chain:
+        """The `steps` links next to the data, from whose last one a noised sample can be led back."""
+        if steps == len(self):
+            return self
+        return Chain(self._alpha_bar[:steps], self._timestep[:steps], self._table.device)
 
     def gather(self, k: Tensor, dims: int) -> Link:
         """Steps k [B] as float32 [B, 1, ...] of `dims` dimensions, in a single look-up."""

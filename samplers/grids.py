@@ -17,6 +17,12 @@ def uniform(start: float, end: float, steps: int, shift: float = 1.0) -> Tensor:
     return start + (end - start) * shift * u / (1 + (shift - 1) * u)
 
 
+def later(grid: Tensor, start: float) -> Tensor:
+    """`start` and the points of `grid` [N+1] beyond it, of which there must be some; `grid` may run up or down."""
+    beyond = grid[(grid - start) * (grid[-1] - grid[0]) > 0]
+    return torch.cat([beyond.new_tensor([start]), beyond])
+
+
 def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> Tensor:
     """`steps` noise levels from `highest` to `lowest`, evenly spaced in their rho-th root, then 0.
 

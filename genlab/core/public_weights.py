@@ -37,6 +37,11 @@ class WeightsFile:
     instead: str = ""
     """What to do without these weights."""
 
+    @property
+    def cached(self) -> Path:
+        """Its place in the cache, whether it is there or not."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+
     def locate(self, path: Path | None = None, allow_unofficial: bool = False) -> FoundWeights:
         """The file at `path`, else the cached one, else a download.
 
@@ -49,7 +54,7 @@ class WeightsFile:
         """
         if path is not None and not path.is_file():
             raise WeightsUnavailable(f"{self.what}: there is no file {path}; it should be {self.file} from {self.url}")
-        place = path or Path(torch.hub.get_dir()) / "checkpoints" / self.file
+        place = path or self.cached
         if path is None and not place.is_file():
             _download(self, place)
         checksum = sha256(place)
@@ -64,10 +69,9 @@ class WeightsFile:
 
     def missing(self, reason: str) -> WeightsUnavailable:
         """The error that says how to get the file."""
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
         ways = [
             f"give a copy with {self.option} PATH",
-            f"put it into {cache}",
+            f"put it into {self.cached.parent}",
             *([self.instead] if self.instead else []),
         ]
         return WeightsUnavailable(

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from genlab.core.contracts import Network
+from genlab.core.contracts import EditKind, Network
 from genlab.core.errors import ConfigError, GenlabError
 from genlab.processes.flow import Flow, FlowConfig
 from genlab.processes.flow_sampling import FlowSampling
@@ -52,6 +52,8 @@ class AutoregressiveFlowSampling(FlowSampling):
 @dataclass(frozen=True)
 class AutoregressiveFlow(Flow):
     """A Flow over sequences; see AutoregressiveFlowConfig for each field."""
+
+    edits: ClassVar[frozenset[EditKind]] = frozenset()
 
     sequence: int = 5
 

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, SamplingSettings
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, SamplingSettings
 from genlab.processes.edm import Edm
 from genlab.processes.monitor import StepMonitor
+from genlab.processes.start import Start
 from samplers.noise import SampleRng
 
 
@@ -56,6 +57,7 @@ class Renoising(Edm):
         settings: Any,
         on_step: OnStep | None = None,
         weaker: Network | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all noise from the samples' own streams; algorithm 1.
 
@@ -63,16 +65,16 @@ class Renoising(Edm):
             NonFinite: a state became NaN or infinite, naming step and samples.
         """
         assert isinstance(settings, ConsistencySampling), "sampling settings of another process"
-        start = rng.normal(*spec.shape) * settings.levels[0]  # [B,C,H,W]
-        monitor = StepMonitor(start, len(settings.levels), on_step)
+        first = rng.normal(*spec.shape) * settings.levels[0]  # [B,C,H,W]
+        monitor = StepMonitor(first, len(settings.levels), on_step)
 
         def predict(x: Tensor, sigma: float) -> Tensor:
             data = self.denoise(network, x, torch.full((len(x),), sigma, device=x.device), label)[0]
             return data.clamp(-1, 1) if settings.clip else data
 
         noise = (rng.normal(*spec.shape) for _ in settings.levels)
-        data = start
-        for step, data in enumerate(renoised(predict, start, settings.levels, noise, settings.sigma_min), start=1):
+        data = first
+        for step, data in enumerate(renoised(predict, first, settings.levels, noise, settings.sigma_min), start=1):
             monitor.report(step, data, lambda: data)  # noqa: B023 (called at once)
         monitor.check()
         return data

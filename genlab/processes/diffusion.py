@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.processes import diffusion_sampling, schedules
@@ -24,6 +24,7 @@ from genlab.processes.diffusion_sampling import DiffusionSampling
 from genlab.processes.guidance import guide
 from genlab.processes.paths import Coefficients, Time
 from genlab.processes.predict import to_data, to_noise
+from genlab.processes.start import Start
 from genlab.processes.variational import bound_term, prior_term
 from genlab.processes.weighting import Weighting, loss_weight
 from samplers import ddpm
@@ -73,6 +74,7 @@ class Diffusion(Process):
     weighting_gamma: float | None = None
 
     takes_weaker: ClassVar[bool] = True
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "strength"})
 
     def chain(self, respacing: str = "", device: torch.device | str = "cpu") -> Chain:
         """The tables, reduced to the steps that `respacing` keeps ("": all). Raises ConfigError."""
@@ -156,8 +158,12 @@ class Diffusion(Process):
         settings: DiffusionSampling,
         on_step: OnStep | None = None,
         weaker: Network | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all noise from the samples' own streams.
+
+        Args:
+            start: begin from an image, at that of the settings' steps whose noise comes nearest to it.
 
         Raises:
             NonFinite: a state became NaN or infinite, naming step and samples.
@@ -167,9 +173,13 @@ class Diffusion(Process):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
         x = rng.normal(*spec.shape)  # [B,C,H,W]
         chain = self.chain(settings.spacing, x.device)
-        denoise = self.stepwise(network, label, settings, chain, weaker)
+        if start is not None:
+            chain = chain.first(_nearest(chain, start.strength) + 1)
+            x = start.state(chain[len(chain) - 1].alpha, chain[len(chain) - 1].sigma, x)
+        denoise = self.stepwise(network, label, settings, chain, weaker, start)
         with caching(network, settings.cache, len(chain)):
-            return diffusion_sampling.run(denoise, x, chain, settings, rng, on_step)
+            x = diffusion_sampling.run(denoise, x, chain, settings, rng, on_step)
+        return x if start is None else start.hold(x)
 
     @torch.no_grad()
     def encode(self, network: Network, tokens: Tensor, label: Tensor, settings: DiffusionSampling) -> Tensor:
@@ -184,13 +194,15 @@ class Diffusion(Process):
         settings: DiffusionSampling,
         chain: Chain,
         weaker: Network | None = None,
+        start: Start | None = None,
     ) -> ddpm.Denoise:
         """(x [B,C,H,W], k) -> the guided estimate at step k of `chain`, as `samplers.ddpm` consumes it."""
         guided = guide(network, label, settings.as_guidance(self.steps), weaker)
 
         def denoise(x: Tensor, k: int) -> Estimate:
             out = guided(x, float(chain.timesteps[k])).float()  # [B,C',H,W]
-            return self.estimate(out, x, chain[k], settings.clip_denoised)
+            found = self.estimate(out, x, chain[k], settings.clip_denoised)
+            return found if start is None else found._replace(data=start.hold(found.data))
 
         return denoise
 
@@ -245,6 +257,12 @@ class Diffusion(Process):
                     )
                 share = (raw + 1) / 2
                 return share * link.log_beta + (1 - share) * link.log_posterior_variance
+
+
+def _nearest(chain: Chain, strength: float) -> int:
+    """The step whose share of noise sigma / (alpha + sigma) comes nearest to `strength`; at 1 the last."""
+    alpha, sigma = chain.columns.alpha, chain.columns.sigma
+    return len(chain) - 1 if strength == 1 else int((sigma / (alpha + sigma) - strength).abs().argmin())
 
 
 class DiffusionConfig(Settings):

@@ -16,11 +16,12 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.processes import edm_sampling
 from genlab.processes.edm_sampling import EdmSampling
+from genlab.processes.start import Start
 from samplers.edm import Denoise
 from samplers.noise import SampleRng
 
@@ -44,6 +45,7 @@ class Edm(Process):
     uncertainty: bool = False
 
     takes_weaker: ClassVar[bool] = True
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "strength"})
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """The preconditioning at noise levels above 0, by which inputs and targets have unit variance."""
@@ -121,16 +123,30 @@ class Edm(Process):
         settings: EdmSampling,
         on_step: OnStep | None = None,
         weaker: Network | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all steps' noise from the samples' own streams.
+
+        Args:
+            start: begin from an image, with the later ones of the settings' steps.
 
         Raises:
             NonFinite: a state became NaN or infinite, naming step and samples.
         """
         if len(label) != len(rng):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
-        noise = rng.normal(*spec.shape)  # [B,C,H,W]
-        return edm_sampling.run(self.denoiser(network, label, settings, weaker), noise, settings, rng, on_step)
+        noise, highest = rng.normal(*spec.shape), settings.sigma_max  # [B,C,H,W]
+        denoise = self.denoiser(network, label, settings, weaker)
+        if start is None:
+            return edm_sampling.run(denoise, highest * noise, settings, rng, on_step)
+
+        def held(x: Tensor, sigma: float, step: float) -> Tensor:
+            return start.hold(denoise(x, sigma, step))
+
+        level = min(self.sigma_data * start.noise_to_signal, highest)
+        x = level * start.state(1 / level, 1.0, noise)
+        begin = level if level < highest else None
+        return start.hold(edm_sampling.run(held, x, settings, rng, on_step, begin))
 
 
 class EdmConfig(Settings):

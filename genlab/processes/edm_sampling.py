@@ -12,7 +12,7 @@ from torch import Tensor
 from genlab.core.contracts import Network, OnStep, SamplingSettings
 from genlab.processes.monitor import StepMonitor
 from samplers import edm
-from samplers.grids import karras
+from samplers.grids import karras, later
 from samplers.noise import SampleRng
 
 
@@ -86,16 +86,25 @@ def guided(
 
 
 def run(
-    denoise: edm.Denoise, noise: Tensor, settings: EdmSampling, rng: SampleRng, on_step: OnStep | None = None
+    denoise: edm.Denoise,
+    x: Tensor,
+    settings: EdmSampling,
+    rng: SampleRng,
+    on_step: OnStep | None = None,
+    begin: float | None = None,
 ) -> Tensor:
-    """From standard normal `noise` [B,C,H,W] to samples. Raises NonFinite."""
-    monitor = StepMonitor(noise, settings.steps, on_step)
+    """From states x [B,C,H,W] at the noise level `begin`, by default the settings' highest, to samples. Raises
+    NonFinite.
+    """
     levels = karras(settings.sigma_max, settings.sigma_min, settings.steps, settings.rho)
+    if begin is not None:
+        levels = later(levels, begin)
+    monitor = StepMonitor(x, len(levels) - 1, on_step)
     churn = edm.Churn(settings.churn, *settings.churn_interval, settings.churn_noise)
 
     def watch(progress: edm.Progress) -> None:
         monitor.report(progress.step, progress.result, lambda: progress.data)
 
-    x = edm.heun(denoise, noise * settings.sigma_max, levels, churn, lambda: rng.normal(*noise.shape[1:]), watch)
+    x = edm.heun(denoise, x, levels, churn, lambda: rng.normal(*x.shape[1:]), watch)
     monitor.check()
     return x

@@ -15,19 +15,30 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, Process
 from genlab.core.settings import Settings
 from genlab.processes import flow_sampling
 from genlab.processes.acceleration import caching
 from genlab.processes.flow_sampling import FlowSampling
 from genlab.processes.guidance import guide
 from genlab.processes.likelihood import log_likelihood
-from genlab.processes.paths import FlowPrediction, PathName, Time, coefficients, default_eps, interpolate, interval
+from genlab.processes.paths import (
+    FlowPrediction,
+    PathName,
+    Time,
+    coefficients,
+    default_eps,
+    interpolate,
+    interval,
+    time_at,
+)
 from genlab.processes.predict import to_velocity
+from genlab.processes.start import Start, check_begun
 from samplers.grids import uniform
 from samplers.noise import SampleRng
 
 LossWeight: TypeAlias = Literal["none", "velocity", "likelihood"]
+_LEAST_NOISE = 0.01  # sigma below which the noise in a known state is not divided by it
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Flow(Process):
     sample_eps: float | None = None
 
     takes_weaker: ClassVar[bool] = True
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "strength"})
 
     def train_interval(self) -> tuple[float, float]:
         """The times that are trained."""
@@ -130,6 +142,7 @@ class Flow(Process):
         settings: FlowSampling,
         on_step: OnStep | None = None,
         weaker: Network | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B], all steps' noise from the samples' own streams.
 
@@ -137,20 +150,47 @@ class Flow(Process):
         the error of all that it integrates together, goes image by image, and `on_step` counts images. Caches whose
         kind measures change (first_block, accumulated) do so over the batch, and so make an exception.
 
+        Args:
+            start: begin from an image, with the later ones of the settings' steps.
+
         Raises:
-            ConfigError: a network that the settings' cache does not fit.
+            ConfigError: a network that the settings' cache does not fit, or a start with too little noise.
             NonFinite: a state became NaN or infinite, naming step and samples.
         """
         if len(label) != len(rng):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
-        noise = rng.normal(*spec.shape)  # [B,C,H,W]
+        x, span, begin = rng.normal(*spec.shape), self.sample_interval(), None  # [B,C,H,W]
+        if start is not None:
+            begin = max(span[0], time_at(self.path, start.log_snr))
+            check_begun(start, begin < span[1])
+            c = coefficients(self.path, begin, x)
+            x = start.state(c.alpha, c.sigma, x)
         if settings.sampler == "dopri5":
+            starts = [None if start is None else start.row(row) for row in range(len(label))]
             fields = [self.denoiser(network, row[None], settings, weaker) for row in label]
-            return flow_sampling.one_by_one(fields, noise, self.sample_interval(), settings, on_step)
-        run = flow_sampling.stochastic if settings.is_stochastic else flow_sampling.deterministic
-        velocity = self.denoiser(network, label, settings, weaker)
-        with caching(network, settings.cache, settings.steps):
-            return run(self.path, velocity, noise, self.sample_interval(), settings, rng, on_step)
+            fields = [self._held(field, own) for field, own in zip(fields, starts)]
+            x = flow_sampling.one_by_one(fields, x, (begin or span[0], span[1]), settings, on_step)
+        else:
+            run = flow_sampling.stochastic if settings.is_stochastic else flow_sampling.deterministic
+            velocity = self._held(self.denoiser(network, label, settings, weaker), start)
+            with caching(network, settings.cache, settings.steps):
+                x = run(self.path, velocity, x, span, settings, rng, on_step, begin)
+        return x if start is None else start.hold(x)
+
+    def _held(
+        self, velocity: Callable[[Tensor, Time], Tensor], start: Start | None
+    ) -> Callable[[Tensor, Time], Tensor]:
+        """Velocities that lead to the start's tokens where they stay."""
+        if start is None or start.keep is None:
+            return velocity
+        keep, tokens = start.keep, start.tokens
+
+        def held(x: Tensor, t: Time) -> Tensor:
+            c = coefficients(self.path, t, x)
+            known = to_velocity("data", tokens, x, c._replace(sigma=c.sigma.clamp(min=_LEAST_NOISE)))
+            return torch.where(keep, known, velocity(x, t))
+
+        return held
 
     @torch.no_grad()
     def log_likelihood(

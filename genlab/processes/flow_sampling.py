@@ -18,7 +18,7 @@ from genlab.processes.paths import Form, PathName, coefficients, diffusion
 from genlab.processes.predict import to_data, to_score
 from genlab.processes.unipc import unipc
 from samplers import ode, sde
-from samplers.grids import uniform
+from samplers.grids import later, uniform
 from samplers.noise import SampleRng
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -121,10 +121,13 @@ def deterministic(
     settings: FlowSampling,
     rng: SampleRng,
     on_step: OnStep | None,
+    begin: float | None = None,
 ) -> Tensor:
-    """The probability flow in fixed steps; draws nothing from `rng`."""
-    monitor = Monitor(path, x, settings.steps, on_step)
+    """The probability flow in fixed steps, or in those after the time `begin`; draws nothing from `rng`."""
     grid = uniform(*interval, settings.steps, settings.shift)
+    if begin is not None:
+        grid = later(grid, begin)
+    monitor = Monitor(path, x, len(grid) - 1, on_step)
     if settings.sampler == "unipc":
         x = _unipc(path, velocity, x, grid.tolist(), settings.order, monitor)
     else:
@@ -152,13 +155,20 @@ def stochastic(
     settings: FlowSampling,
     rng: SampleRng,
     on_step: OnStep | None,
+    begin: float | None = None,
 ) -> Tensor:
-    """The SDE in fixed steps with one network call for drift and score, then its last step."""
+    """The SDE in fixed steps, or in those after the time `begin`, with one network call for drift and score; then its
+    last step.
+    """
     start, end = interval
     rule, size = settings.last_step, settings.last_step_size
     noisy_steps = settings.steps - (rule != "none")
     grid = uniform(start, end if rule == "none" else 1 - size, noisy_steps, settings.shift)
-    earliest = grid[1].item()
+    if begin is not None:
+        size = min(size, 1 - begin)
+        grid = later(grid, begin) if begin < grid[-1] else grid.new_tensor([begin])
+    steps = len(grid) - 1 + (rule != "none")
+    earliest = grid[:2][-1].item()
 
     def strength(t: float) -> float:
         """D(t). Where "sbdm" is infinite, or too stiff for the first step, it keeps its value from that step's end."""
@@ -169,7 +179,7 @@ def stochastic(
         v = velocity(x, t)
         return v, to_score("velocity", v, x, coefficients(path, t, x))
 
-    monitor = Monitor(path, x, settings.steps, on_step)
+    monitor = Monitor(path, x, steps, on_step)
     integrate = sde.euler_maruyama if settings.sampler == "euler_maruyama" else sde.heun
     x = integrate(field, strength, x, grid, lambda: rng.normal(*x.shape[1:]), monitor)
     if rule != "none":
@@ -177,7 +187,7 @@ def stochastic(
         v, score = field(x, t)
         data = to_data("velocity", v, x, coefficients(path, t, x))
         result = sde.finish(rule, x, v, score, data, strength(t), size)
-        monitor(ode.Progress(settings.steps, settings.steps, t, x, v, result))
+        monitor(ode.Progress(steps, steps, t, x, v, result))
         x = result
     monitor.check()
     return x

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -145,6 +144,8 @@ def bare(network: Any) -> Any:
     Raises:
         ConfigError: its weights are sharded (FSDP), which forward derivatives do not allow.
     """
+    from torch.distributed.fsdp import FSDPModule  # a second's import
+
     if isinstance(network, FSDPModule):
         raise ConfigError("mean flows need derivatives of a network with whole weights: use DDP in place of FSDP")
     return network.module if isinstance(network, DistributedDataParallel) else network

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from genlab.core.contracts import Event, LatentSpec, Network, OnStep, Process, Tokenizer
+from genlab.core.contracts import EditKind, Event, LatentSpec, Network, OnStep, Process, Tokenizer
 from genlab.core.errors import ConfigError, DataError, NonFinite
 from genlab.core.settings import Settings
 from genlab.nn.scales import Grid, grids_of, lengths_of
@@ -42,6 +42,8 @@ _USUAL = {(side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)}
 @dataclass(frozen=True)
 class NextScale(Process):
     """See NextScaleConfig for each field. Works on a tokenizer, which `over` gives it."""
+
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "parts"})
 
     label_smoothing: float = 0.0
     schedules: Literal["fixed", "random"] = "fixed"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError, GenlabError
 from genlab.core.settings import Settings
 from genlab.processes.next_x_sampling import Edit, Entities, EntityNetwork, Generation, NextXSampling, ticks
@@ -28,6 +28,8 @@ from samplers.noise import SampleRng
 @dataclass(frozen=True)
 class NextX(Process):
     """Logit-normal times along the straight path; see NextXConfig for each field."""
+
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "parts"})
 
     time_mean: float = 0.0
     time_std: float = 1.0

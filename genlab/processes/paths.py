@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from samplers.vp_schedule import Linear, time_of
+
 PathName: TypeAlias = Literal["linear", "gvp", "vp"]
 FlowPrediction: TypeAlias = Literal["velocity", "score", "noise"]
 Form: TypeAlias = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
@@ -79,6 +81,20 @@ def coefficients(path: PathName, t: Time, x: Tensor) -> Coefficients:
     if isinstance(t, float):
         return PATHS[path](torch.tensor(t, dtype=torch.float64, device="cpu"))
     return PATHS[path](t.view(-1, *[1] * (x.dim() - 1)))
+
+
+def time_at(path: PathName, log_snr: float) -> float:
+    """The time of ln(alpha / sigma) = `log_snr`, which is -infinity for noise alone; vp, where this is out of reach,
+    begins with a little more than that at 0.
+    """
+    match path:
+        case "linear":
+            return 1 / (1 + math.exp(-log_snr)) if log_snr > -math.inf else 0.0
+        case "gvp":
+            return math.atan2(math.exp(log_snr), 1) * 2 / math.pi
+        case "vp":
+            u = time_of(Linear(), torch.tensor([max(log_snr, -50.0)], dtype=torch.float64)).item()
+            return max(1 - u, 0.0)
 
 
 def default_eps(path: PathName, prediction: FlowPrediction) -> tuple[float, float]:

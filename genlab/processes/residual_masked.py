@@ -19,7 +19,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from genlab.core.contracts import Event, LatentSpec, Network, OnStep, Process, Tokenizer
+from genlab.core.contracts import EditKind, Event, LatentSpec, Network, OnStep, Process, Tokenizer
 from genlab.core.errors import ConfigError, DataError, GenlabError, NonFinite
 from genlab.core.settings import Settings
 from genlab.nn.mixture import MixtureTerms, mixture_terms
@@ -53,6 +53,8 @@ def masking(vectors: Tensor, masked: Tensor) -> Masking:
 @dataclass(frozen=True)
 class ResidualMasked(Process):
     """See ResidualMaskedConfig for each field. Works on a tokenizer, which `over` gives it."""
+
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask"})
 
     schedule: Schedule = "circle"
     mog_loss: MogLoss = "bound_detached"

@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from genlab.core.contracts import LatentSpec, Network, OnStep, Process
+from genlab.core.contracts import EditKind, LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError
 from genlab.core.settings import Settings
 from genlab.processes import schedules, vp_sampling
 from genlab.processes.guidance import guide
 from genlab.processes.paths import Coefficients, Time
+from genlab.processes.start import Start, check_begun
 from genlab.processes.vp_sampling import VpSampling, ramped
 from samplers.noise import SampleRng
-from samplers.vp_schedule import Level, Tabulated
+from samplers.vp_schedule import Level, Tabulated, levels, time_of
 
 
 def pooled_noise(noise: Tensor, ratio: int) -> Tensor:
@@ -41,6 +42,8 @@ class VpDiffusion(Process):
     schedule: schedules.ScheduleName = "scaled_linear"
     resolutions: int = 1
     resolution_weights: tuple[float, ...] | None = None
+
+    edits: ClassVar[frozenset[EditKind]] = frozenset({"mask", "strength"})
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -121,20 +124,36 @@ class VpDiffusion(Process):
         rng: SampleRng,
         settings: VpSampling,
         on_step: OnStep | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Tokens [B,C,H,W] in float32 for `label` [B]; only the first state is drawn from the samples' streams.
 
+        Args:
+            start: begin from an image, with the later ones of the settings' steps.
+
         Raises:
+            ConfigError: a start with too little noise.
             NonFinite: a state became NaN or infinite, naming step and samples.
         """
         if len(label) != len(rng):
             raise ValueError(f"as many labels as random streams are needed: got {len(label)} and {len(rng)}")
         noise_in = self.denoiser(network, label, settings)
 
-        def predict(x: Tensor, level: Level) -> Tensor:
-            return noise_in(x, level.t * self.steps).float()
+        schedule, x, begin = self.continuous(), rng.normal(*spec.shape), 1.0  # [B,C,H,W]
+        if start is not None:
+            begin = min(time_of(schedule, torch.tensor([start.log_snr], dtype=torch.float64)).item(), 1.0)
+            check_begun(start, begin > settings.end)
+            (first,) = levels(schedule, torch.tensor([begin], dtype=torch.float64))
+            x = start.state(first.alpha, first.sigma, x)
 
-        return vp_sampling.run(predict, rng.normal(*spec.shape), self.continuous(), settings, on_step)
+        def predict(x: Tensor, level: Level) -> Tensor:
+            noise = noise_in(x, level.t * self.steps).float()
+            if start is None or start.keep is None:
+                return noise
+            return torch.where(start.keep, (x - level.alpha * start.tokens) / level.sigma, noise)
+
+        x = vp_sampling.run(predict, x, schedule, settings, on_step, begin)
+        return x if start is None else start.hold(x)
 
     def _predictions(self, network: Callable[..., Any], x: Tensor, t: Tensor, label: Tensor) -> Sequence[Tensor]:
         """The noise at each resolution [B,C,h,w], coarse to fine."""

@@ -16,6 +16,7 @@ from genlab.processes.monitor import StepMonitor
 from genlab.processes.paths import Time
 from genlab.processes.unipc import unipc
 from samplers import dpm_solver
+from samplers.grids import later
 from samplers.vp_schedule import Level, Schedule, Spacing, grid, levels
 
 
@@ -102,14 +103,18 @@ def run(
     schedule: Schedule,
     settings: VpSampling,
     on_step: OnStep | None,
+    begin: float = 1.0,
 ) -> Tensor:
     """From the noise x [B,C,H,W] to samples, by the solver of `settings`. Raises NonFinite.
 
     Args:
         noise_in: the network's guided prediction of the noise in x.
+        begin: time of x, if it is not all noise; only the settings' steps after it are made.
     """
-    nodes = levels(schedule, grid(schedule, 1.0, settings.end, settings.steps - settings.denoise, settings.spacing))
-    monitor = StepMonitor(x, settings.steps, on_step)
+    times = grid(schedule, 1.0, settings.end, settings.steps - settings.denoise, settings.spacing)
+    nodes = levels(schedule, later(times, begin))
+    steps = len(nodes) - 1 + settings.denoise
+    monitor = StepMonitor(x, steps, on_step)
 
     def data_of(x: Tensor, noise: Tensor, level: Level) -> Tensor:
         data = (x - level.sigma * noise) / level.alpha
@@ -138,6 +143,6 @@ def run(
             x = unipc(lambda x, k: model(x, nodes[k]), x, ends, settings.order, monitor.follow)
     if settings.denoise:
         x = data_of(x, noise_in(x, nodes[-1]), nodes[-1])
-        monitor.report(settings.steps, x, lambda: x)
+        monitor.report(steps, x, lambda: x)
     monitor.check()
     return x

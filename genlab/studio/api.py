@@ -1,13 +1,18 @@
 """The named endpoints, for gradio_client and other programs: the same work as the panels, with plain values."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from genlab.core.errors import GenlabError
+from genlab.studio.compare_api import compare_endpoint, told_comparison
+from genlab.studio.edit_api import edit_endpoint, told_edit
 from genlab.studio.orders import Order, place
+from genlab.studio.score_api import score_endpoints, told_score
 from genlab.studio.store import Job
+from genlab.studio.tokenizers_api import tokenizer_endpoints, told_reconstruction
 from genlab.studio.visitors import who
 from genlab.studio.watching import FOLLOWING, watch
 from genlab.studio.workbench import Workbench
@@ -79,7 +84,7 @@ def endpoints(bench: Workbench) -> None:
             "words": state.words or frame.get("words", ""),
             "done": 1.0 if state.status == "done" else frame.get("done", 0.0),
             "ahead": store.ahead(found) if state.status == "queued" else 0,
-            "result": _told(found, state.result) if state.status == "done" else None,
+            "result": _TOLD.get(found.kind, _as_it_is)(found, state.result) if state.status == "done" else None,
         }
 
     def jobs(request: gr.Request) -> list[str]:
@@ -97,6 +102,10 @@ def endpoints(bench: Workbench) -> None:
             store.stop(found)
         return len(open_jobs)
 
+    compare_endpoint(bench)
+    edit_endpoint(bench)
+    tokenizer_endpoints(bench)
+    score_endpoints(bench)
     gr.api(runs, api_name="runs", queue=False)
     gr.api(generate, api_name="generate", **FOLLOWING)
     gr.api(submit, api_name="submit", queue=False)
@@ -115,6 +124,20 @@ def _told(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "command": order.command(),
         "seconds": result["seconds"],
     }
+
+
+def _as_it_is(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    return result
+
+
+_TOLD: dict[str, Callable[[Job, dict[str, Any]], dict[str, Any]]] = {
+    "generate": _told,
+    "compare": told_comparison,
+    "edit": told_edit,
+    "reconstruct": told_reconstruction,
+    "score": told_score,
+}
+"""How programs are told the results of each kind of job, if it has files."""
 
 
 def _file(path: Path) -> dict[str, Any]:

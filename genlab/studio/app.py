@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from genlab.core.errors import GenlabError
 from genlab.studio.access import credentials
 from genlab.studio.api import endpoints
 from genlab.studio.catalog import Catalog
+from genlab.studio.compare import ComparePanel
+from genlab.studio.edit import EditPanel
 from genlab.studio.generate import GeneratePanel
 from genlab.studio.jobs import JobsPanel
+from genlab.studio.page import REFUSALS, Page
 from genlab.studio.panel import JobPanel
+from genlab.studio.score import ScorePanel
 from genlab.studio.store import Store
 from genlab.studio.theme import CSS, theme
+from genlab.studio.ticking import tick_in_sight
+from genlab.studio.tokenizers_panel import TokenizersPanel
 from genlab.studio.train import TrainPanel
+from genlab.studio.uploads import LARGEST_BYTES
 from genlab.studio.visitors import greet, visitor_state
 from genlab.studio.workbench import Workbench
 from genlab.studio.worker import Workers, page_open
@@ -28,6 +36,10 @@ from genlab.studio.worker import Workers, page_open
 _HEAD = "<h1>genlab studio</h1><p>Look at what your generators have learnt.</p>"
 PANELS: dict[str, type[JobPanel] | type[JobsPanel]] = {
     "Generate": GeneratePanel,
+    "Compare": ComparePanel,
+    "Edit": EditPanel,
+    "Tokenizers": TokenizersPanel,
+    "Score": ScorePanel,
     "Train": TrainPanel,
     "Jobs": JobsPanel,
 }
@@ -37,14 +49,16 @@ _FOLDER = ".studio"  # of the first runs folder: the jobs
 def build(bench: Workbench) -> gr.Blocks:
     """The page with all panels and the named endpoints."""
     gr.set_static_paths([bench.store.results])  # served from where they lie instead of being copied
-    with gr.Blocks(title="genlab studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with Page(title="genlab studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_HEAD, elem_classes="head")
         visitor = visitor_state(bench.store)
-        panels = []
+        panels, tabs = [], []
         with gr.Tabs():
             for title, kind in PANELS.items():
-                with gr.Tab(title, id=title.lower()):
+                with gr.Tab(title, id=title.lower()) as tab:
                     panels.append(kind(bench, visitor))
+                tabs.append(tab)
+        tick_in_sight(page, tabs)
         endpoints(bench)
         opened = page.load(greet, visitor, visitor, queue=False, show_progress="hidden", api_visibility="private")
         for panel in panels:
@@ -58,6 +72,7 @@ def launch(
     port: int | None = 7860,
     share: bool = False,
     auth: str | None = None,
+    mcp: bool = False,
     **more: Any,
 ) -> None:
     """Serve the studio over the generators in `runs` until interrupted. Jobs under way go on, and are found again.
@@ -66,11 +81,14 @@ def launch(
         runs: run folders, exports, folders of them, or hub ids.
         host, share: an address that others can reach, or a public one of Gradio's, demands `auth`.
         auth: "user:password".
+        mcp: offer the named endpoints as tools to language models (Model Context Protocol).
 
     Raises:
-        GenlabError: open to others without a password, or the port is taken.
+        GenlabError: open to others without a password, the port is taken, or what `mcp` needs is not installed.
     """
     allowed = credentials(host, share, auth)
+    if mcp and find_spec("mcp") is None:
+        raise GenlabError("--mcp needs an extra of Gradio's: install gradio[mcp]")
     store = Store(_jobs_folder(runs))
     bench = Workbench(Catalog(runs), store, Workers(store.root, _devices()))
     with page_open(store.root):
@@ -79,8 +97,8 @@ def launch(
         try:
             page.launch(
                 server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
-                footer_links=["api", "settings"], run_history=False, max_file_size="1mb", ssr_mode=False,
-                prevent_thread_lock=True, **more,
+                footer_links=["api", "settings"], run_history=False, max_file_size=LARGEST_BYTES, ssr_mode=False,
+                prevent_thread_lock=True, mcp_server=mcp, app_kwargs=REFUSALS, **more,
             )  # fmt: skip
             print(f"genlab studio at {page.share_url or page.local_url}", flush=True)
             page.block_thread()

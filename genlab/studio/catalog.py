@@ -1,18 +1,21 @@
-"""The generators that the studio offers: found below the given folders, named to pages by an id, never by a path."""
+"""Generators and tokenizers below the given folders, named to pages by an id, never by a path."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from genlab.config import validate_parts
-from genlab.core.contracts import SamplingSettings
+from genlab.core.contracts import EditKind, SamplingSettings
 from genlab.core.errors import CheckpointError, ConfigError, GenlabError
 from genlab.pretrained import DESCRIPTION, locate
+from genlab.studio.remembered import Remembered
+from genlab.studio.tokenizer_entries import TokenizerEntry, read_tokenizer
 from genlab.tokenization.storage import holds_tokenizer
 from genlab.training import checkpoint
 
@@ -42,6 +45,15 @@ class Entry:
     """Its default settings, of its process's class."""
     null_label: int | None
     """The label for "no class", if that is something to choose."""
+    edits: frozenset[EditKind] = frozenset()
+    """What it can change of a given image."""
+    tokenizer_places: tuple[Path, ...] = ()
+    """Where its trained tokenizer may lie; nowhere if it works on pixels."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of its trained tokenizer, if it is here."""
+        return next((place for place in self.tokenizer_places if place.is_dir()), None)
 
     def class_name(self, label: int) -> str:
         """The words for a label."""
@@ -55,6 +67,7 @@ class Scan:
     """What a look at the folders found."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
+    tokenizers: dict[str, TokenizerEntry] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
 
@@ -71,6 +84,8 @@ class Catalog:
         self.sources = [str(source) for source in sources]
         self._roots = [(source, root) for source in self.sources if (root := self._root(source)) is not None]
         self._scan = Scan()
+        self._remembered = Remembered()
+        self._looking = Lock()  # pages open in threads of their own
 
     @property
     def folders(self) -> list[Path]:
@@ -88,16 +103,26 @@ class Catalog:
             return None
 
     def refresh(self) -> Scan:
-        """Look again."""
-        entries, notes = {}, list(self._notes)
+        """Look again. What has not changed is not read again."""
+        with self._looking:
+            self._scan = self._look()
+            self._remembered.forget()
+            return self._scan
+
+    def _look(self) -> Scan:
+        entries, tokenizers, notes = {}, {}, list(self._notes)
         for source, folder in self._candidates(notes):
             try:
-                entry = read_entry(source, folder)
-                entries[entry.id] = entry
+                if self._holds_tokenizer(folder):
+                    tokenizer = self._remembered.read(folder, read_tokenizer, folder)
+                    tokenizers[tokenizer.id] = tokenizer
+                else:
+                    entry = self._remembered.read(folder, read_entry, source, folder)
+                    entries[entry.id] = entry
             except GenlabError as error:
                 notes.append(str(error))
-        self._scan = Scan(entries, tuple(notes))
-        return self._scan
+        tokenizers |= self._own_tokenizers(entries.values(), tokenizers.values(), notes)
+        return Scan(entries, tokenizers, tuple(notes))
 
     def get(self, run: object) -> Entry:
         """The generator that pages call `run`. Raises GenlabError for anything that no scan has found."""
@@ -106,24 +131,56 @@ class Catalog:
             raise GenlabError("no such run here: choose one from the list, or refresh it")
         return entry
 
+    def get_tokenizer(self, tokenizer: object) -> TokenizerEntry:
+        """The tokenizer that pages call `tokenizer`. Raises GenlabError for anything that no scan has found."""
+        entry = self._scan.tokenizers.get(tokenizer) if isinstance(tokenizer, str) else None
+        if entry is None:
+            raise GenlabError("no such tokenizer here: choose one from the list, or refresh it")
+        return entry
+
     def _candidates(self, notes: list[str]) -> list[tuple[str, Path]]:
         found = []
         for source, root in self._roots:
-            if _is_generator(root):
+            if _is_generator(root) or self._holds_tokenizer(root):
                 found.append((source, root))
                 continue
             if not root.is_dir():
                 notes.append(f"{source}: no such folder yet")
                 continue
             for child in sorted(root.iterdir()):
-                if child.name.startswith(".") or not child.is_dir() or holds_tokenizer(child):
+                if child.name.startswith(".") or not child.is_dir():
                     continue
                 if not child.resolve().is_relative_to(root.resolve()):
                     notes.append(f"{child}: leads out of {source}; name its own folder when starting the studio")
-                elif _is_generator(child):
+                elif _is_generator(child) or self._holds_tokenizer(child):
                     found.append((str(child), child))
                 else:
                     notes.append(f"{child}: neither a run nor an export")
+        return found
+
+    def _holds_tokenizer(self, folder: Path) -> bool:
+        return self._remembered.read(folder, holds_tokenizer, folder)
+
+    def _own_tokenizers(
+        self, generators: Iterable[Entry], known: Iterable[TokenizerEntry], notes: list[str]
+    ) -> dict[str, TokenizerEntry]:
+        """Those inside generators, each once, unless it lies here by itself."""
+        seen = {(entry.spec.fingerprint, entry.spec.image_size) for entry in known}
+        found = {}
+        for generator in generators:
+            folder = generator.tokenizer
+            if folder is None:
+                continue
+            given = folder, f"{generator.name}: tokenizer", generator.image_size
+            try:
+                entry = self._remembered.read(folder, read_tokenizer, *given)
+            except GenlabError as error:
+                notes.append(str(error))
+                continue
+            key = (entry.spec.fingerprint, entry.spec.image_size)
+            if key not in seen:
+                seen.add(key)
+                found[entry.id] = entry
         return found
 
 
@@ -154,11 +211,19 @@ def read_entry(source: str, run: Path) -> Entry:
             class_names=tuple(map(str, raw["class_names"])),
             images=int(raw["images"]) if exported else _trained(folder),
             sampling=parts.sampling,
+            edits=parts.process.build().edits,
             null_label=classes if classes and getattr(parts.network, "null_row", True) else None,
+            tokenizer_places=_tokenizer_places(parts.tokenizer, folder),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         reason = error if isinstance(error, ConfigError) else f"{file}: damaged or not genlab's ({_short(error)})"
         raise CheckpointError(str(reason)) from error
+
+
+def _tokenizer_places(tokenizer: Any, folder: Path) -> tuple[Path, ...]:
+    """Inside an export, or where its description says."""
+    path = getattr(tokenizer, "path", None)
+    return () if path is None else (folder / path, Path(path))
 
 
 def _trained(folder: Path) -> int:

@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from genlab.core.contracts import SamplingSettings
 from genlab.core.errors import GenlabError
-from genlab.studio import markup
-from genlab.studio.catalog import Entry, Scan
+from genlab.studio import choices, markup
+from genlab.studio.catalog import Entry
 from genlab.studio.controls import Controls
 from genlab.studio.fields import settings_classes, without_effect
 from genlab.studio.gallery import LiveGallery
 from genlab.studio.orders import LARGEST_SEED, Order, merge, place
 from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
+from genlab.studio.remade import order_behind
 from genlab.studio.store import Job
 
 _FEW = 10  # classes that are chosen at first
@@ -55,6 +57,7 @@ class GeneratePanel(JobPanel):
         with gr.Row():
             self.random_classes = gr.Button("Random classes", size="sm", min_width=120)
             self.random_seed = gr.Button("Random seed", size="sm", min_width=120)
+            self.made = gr.UploadButton("Settings from an image", size="sm", min_width=160, file_types=[".png"])
         self.controls = [Controls(settings) for settings in settings_classes()]
 
     def _build_result(self) -> None:
@@ -82,8 +85,13 @@ class GeneratePanel(JobPanel):
         self.run.input(self._select, self.run, choice, **QUICK)
         self.random_seed.click(lambda: random.randrange(2**31), None, self.seed, **QUICK)
         self.random_classes.click(self._draw_classes, [self.run, self.classes], self.classes, **QUICK)
-        for part in parts:
-            part.change(self._hide_idle, {self.run, *parts}, list(parts), **QUICK)
+        asked_for: Any = [*choice, self.per_class, self.seed]
+        self.made.upload(self._as_made, self.made, asked_for, **QUICK)
+        for controls in self.controls:
+            own: list[Any] = controls.components
+            changes = [part.change for part in own]
+            # an event for each part would make the page heavy; the last of many changes at once is enough
+            gr.on(changes, self._hide_idle, {self.run, *own}, own, trigger_mode="always_last", **QUICK)
         inputs = {self.run, self.classes, self.per_class, self.seed, *parts}
         self.connect(inputs, [self.gallery, self.archive, self.command])
         self.page_outputs = page
@@ -105,7 +113,7 @@ class GeneratePanel(JobPanel):
             self.advice: markup.no_runs(self.bench.catalog.sources),
             self.workspace: gr.update(visible=bool(entries)),
             self.start: gr.update(interactive=bool(entries)),
-            self.run: gr.update(choices=_choices(scan), value=chosen.id if chosen else None),
+            self.run: gr.update(choices=choices.of_runs(scan), value=chosen.id if chosen else None),
         }
         if chosen is None:
             return found | {self.card: ""}
@@ -114,20 +122,33 @@ class GeneratePanel(JobPanel):
     def _select(self, run: str) -> Updates:
         return self._show(asked(self.bench.catalog.get, run))
 
-    def _show(self, entry: Entry) -> Updates:
-        choices: list[tuple[str, str | int | float]] = [(_numbered(entry, i), i) for i in range(entry.num_classes)]
-        if entry.null_label is not None:
-            choices.append(("no class", entry.null_label))
+    def _as_made(self, sent: str) -> Updates:
+        """The settings that an uploaded image was made with."""
+        scan = self.bench.catalog.refresh()
+        order = asked(order_behind, sent, scan, self.bench.limits)
+        return {
+            **self._show(order.entry, order.settings),
+            self.run: gr.update(choices=choices.of_runs(scan), value=order.entry.id),
+            self.classes: gr.update(
+                choices=choices.of_classes(order.entry), value=list(order.classes), visible=bool(order.classes)
+            ),
+            self.per_class: order.per_class,
+            self.seed: order.seed,
+        }
+
+    def _show(self, entry: Entry, settings: SamplingSettings | None = None) -> Updates:
+        """The controls for a run, set to `settings` or its own."""
+        settings = settings or entry.sampling
         first = list(range(min(entry.num_classes, _FEW)))
         few = entry.num_classes > 0
         updates: Updates = {
             self.card: markup.run_card(entry),
-            self.classes: gr.update(choices=choices, value=first, visible=few),
+            self.classes: gr.update(choices=choices.of_classes(entry), value=first, visible=few),
             self.random_classes: gr.update(visible=few),
         }
         for controls in self.controls:
             if isinstance(entry.sampling, controls.settings):
-                updates |= controls.show(entry.sampling, without_effect(entry, entry.sampling), chosen=True)
+                updates |= controls.show(settings, without_effect(entry, settings), chosen=True)
             else:
                 updates[controls.group] = gr.update(visible=False)
         return updates
@@ -137,8 +158,8 @@ class GeneratePanel(JobPanel):
             entry = self.bench.catalog.get(values[self.run])
             controls = self._controls(entry)
             settings = merge(entry.sampling, controls.read(values))
-        except GenlabError:  # half typed; said when it is used
-            return {part: gr.skip() for controls in self.controls for part in controls.components}
+        except (GenlabError, KeyError):  # half typed, which is said when it is used; or of another run than is chosen
+            return {part: gr.skip() for part in values if part is not self.run}
         return controls.hide(without_effect(entry, settings))
 
     def _controls(self, entry: Entry) -> Controls:
@@ -177,18 +198,6 @@ class GeneratePanel(JobPanel):
 
 def _whole(value: int, label: str, low: int, high: int) -> gr.Number:
     return gr.Number(value, label=label, precision=0, minimum=low, maximum=high, step=1, min_width=120)
-
-
-def _choices(scan: Scan) -> list[tuple[str, str | int | float]]:
-    """Names, with their folders where two runs bear the same one."""
-    entries = sorted(scan.entries.values(), key=lambda entry: (entry.name, entry.source))
-    names = [entry.name for entry in entries]
-    return [(e.name if names.count(e.name) == 1 else f"{e.name} ({e.source})", e.id) for e in entries]
-
-
-def _numbered(entry: Entry, label: int) -> str:
-    name = entry.class_name(label)
-    return name if name == str(label) else f"{label} · {name[:60]}"
 
 
 def _gallery_classes(order: Order) -> list[str]:

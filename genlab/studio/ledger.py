@@ -16,6 +16,7 @@ import yaml
 from genlab.training.checkpoint import list_checkpoints
 
 _TAIL = 16_384  # bytes at the end of a log that surely hold a whole line
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
 _QUIET = 120.0  # seconds without a line after which a run counts as stopped
 
 
@@ -96,7 +97,7 @@ def _read(folder: Path, changed: float) -> RunState:
 def _told(config: Path, changed: float) -> tuple[str, int]:
     """What a run trains, and on how many images."""
     try:
-        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+        tree = yaml.load(config.read_text(encoding="utf-8"), _LOADER)
         parts = [tree[part]["name"] for part in ("network", "process") if part in tree] or [tree["tokenizer"]["name"]]
         return " · ".join(parts), -(-int(tree["training"]["images"]) // tree["training"]["batch"]) * tree["training"][
             "batch"

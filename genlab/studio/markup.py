@@ -102,8 +102,8 @@ def waiting(ahead: int) -> str:
 
 def progress(frame: Mapping[str, Any]) -> str:
     """A job on its way, by its newest frame."""
-    left = f" · {duration(frame['left'])} left" if frame["left"] is not None else ""
-    return status(f"{frame['done']:.0%} · {frame['finished']} of {frame['total']} images finished{left}", frame["done"])
+    words = f" · {frame['words']}" if frame["words"] else ""
+    return working({**frame, "words": f"{frame['finished']} of {frame['total']} images finished{words}"})
 
 
 def working(frame: Mapping[str, Any]) -> str:

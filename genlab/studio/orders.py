@@ -63,7 +63,7 @@ class Order:
         return self.entry.class_name(self.labels[index])
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """All that is needed to make image `index` again, JSON-able."""
+        """All that is needed to make image `index` and the order that it belongs to again, JSON-able."""
         label = self.labels[index]
         return {
             "genlab": __version__,
@@ -73,6 +73,8 @@ class Order:
             "index": index,
             "label": label,
             "class": self.caption(index),
+            "classes": list(self.classes),
+            "per_class": self.per_class,
             "sampling": self.settings.model_dump(mode="json"),
         }
 

@@ -49,6 +49,10 @@ class JobPanel(ABC):
     def order(self, values: Updates) -> tuple[str, Wants]:
         """Title and wants of the job that the inputs ask for. Raises GenlabError for what cannot be done."""
 
+    def files(self, values: Updates) -> dict[str, bytes]:
+        """What the job is given besides its wants, by name; `Job.given` finds it. Raises GenlabError as `order`."""
+        return {}
+
     @abstractmethod
     def begin(self, job: Job) -> Updates:
         """What a job that has just been asked for, or found again, shows. Raises GenlabError if it cannot be shown."""
@@ -86,14 +90,17 @@ class JobPanel(ABC):
 
         async def start(values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
             title, wants = asked(order, values)
-            job = asked(self.bench.store.submit, self.kind, who(request, values[self.visitor]), title, wants)
+            files = asked(self.files, values)
+            job = asked(self.bench.store.submit, self.kind, who(request, values[self.visitor]), title, wants, files)
             self.bench.workers.ensure()
             async for updates in self._follow(job):
                 yield updates
 
         button.click(start, {self.visitor, *inputs}, self._outputs, **self._following)
 
-    def load(self, opened: Dependency, refresh: Callable[..., Updates], values: list[Any], shown: list[Any]) -> None:
+    def load(
+        self, opened: Dependency, refresh: Callable[..., Updates], values: list[Any] | set[Any], shown: list[Any]
+    ) -> None:
         """Once a page has `opened`, `refresh(values)` fills `shown`; then its visitor's newest job is followed."""
         found = opened.then(refresh, values, shown, **QUICK)
         found.then(self._attach, self.visitor, self._outputs, **self._following)

@@ -1,6 +1,7 @@
 """Jobs on disk: what somebody asked for, how far it is, and what came of it.
 
-    ROOT/jobs/ID/      order.json (what is wanted), state.json (how it stands), frame.json (the newest news), stop
+    ROOT/jobs/ID/      order.json (what is wanted), state.json (how it stands), frame.json (the newest news), stop,
+                       given/ (files that came with the order, as long as it waits or runs)
     ROOT/results/ID/   finished files; the only folder that pages can read
     ROOT/queue/ID      an empty file while the job waits; who renames it to running/ID.DEVICE has taken the job
     ROOT/served/OWNER  touched whenever a job of that visitor begins
@@ -30,6 +31,7 @@ from genlab.core.files import write_text
 
 Status: TypeAlias = Literal["queued", "running", "done", "failed", "stopped"]
 _ID = re.compile(r"[0-9]{20}-[0-9a-f]{24}")
+_GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Job:
     """All that the worker needs to know, JSON-able; a page has checked it."""
     folder: Path
     results: Path
+
+    def given(self, file: str) -> Path:
+        """A file that came with the order; gone once the job is over."""
+        return self.folder / _GIVEN / file
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,14 @@ class Store:
             opened.write(secrets.token_hex(16))
         return file.read_text()
 
-    def submit(self, kind: str, owner: str, title: str, wants: Mapping[str, Any]) -> Job:
-        """A new job at the end of the queue. Raises GenlabError if too many wait already."""
+    def submit(
+        self, kind: str, owner: str, title: str, wants: Mapping[str, Any], files: Mapping[str, bytes] | None = None
+    ) -> Job:
+        """A new job at the end of the queue. Raises GenlabError if too many wait already.
+
+        Args:
+            files: what the work needs besides `wants`, by names of our own; it finds them with `Job.given`.
+        """
         queue = self._queued()
         mine = sum(job.owner == owner for job in queue)
         if len(queue) >= self._waiting[0] or mine >= self._waiting[1]:
@@ -117,6 +129,9 @@ class Store:
         job = self._place(name, kind, owner, title, dict(wants))
         job.folder.mkdir()
         job.results.mkdir()
+        (job.folder / _GIVEN).mkdir()
+        for file, content in (files or {}).items():
+            job.given(file).write_bytes(content)
         order = {"kind": kind, "owner": owner, "title": title, "wants": job.wants, "at": time.time()}
         _replace(job.folder / "order.json", order)
         (self.root / "queue" / name).touch()
@@ -201,6 +216,7 @@ class Store:
         for mark in (self.root / "running").glob(f"{job.id}.*"):
             mark.unlink()
         (job.folder / "frame.json").unlink(missing_ok=True)
+        shutil.rmtree(job.folder / _GIVEN, ignore_errors=True)
         self._tidy(job)
 
     def abandoned(self, device: str) -> list[Job]:

@@ -29,6 +29,7 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .runs { overflow-x: auto; }
 .runs table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 0.85rem;
   font-variant-numeric: tabular-nums; }
+.runs tr { border: 0 !important; }
 .runs th, .runs td { text-align: left; padding: 0.4rem 0.8rem 0.4rem 0 !important; white-space: nowrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .runs th { font-weight: 500; color: var(--body-text-color-subdued); }
@@ -44,14 +45,75 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .pixelated img { image-rendering: pixelated; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important; overflow-x: hidden; }
 #gallery.few .grid-container { grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)) !important; }
-#gallery .thumbnail-lg { aspect-ratio: auto !important; display: flex; flex-direction: column; border-radius: 6px;
-  background: var(--background-fill-secondary); }
-#gallery .thumbnail-lg img { aspect-ratio: 1; height: auto; width: 100%; }
-#gallery .caption-label { position: static; max-width: 100%; border: 0; background: none; font-size: 0.72rem;
-  padding: 0.1rem 0.35rem; color: var(--body-text-color-subdued); text-align: center; }
+:is(#gallery, .tiles) .thumbnail-lg { aspect-ratio: auto !important; display: flex; flex-direction: column;
+  border-radius: 6px; background: var(--background-fill-secondary); }
+:is(#gallery, .tiles) .thumbnail-lg img { aspect-ratio: 1; height: auto; width: 100%; }
+:is(#gallery, .tiles) .caption-label { position: static; max-width: 100%; border: 0; background: none;
+  font-size: 0.72rem; padding: 0.1rem 0.35rem; color: var(--body-text-color-subdued); text-align: center; }
+.tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; overflow-x: hidden; }
+.free .fixed-height { min-height: 15rem; max-height: none; }
+.free .grid-container { grid-template-rows: none; grid-auto-rows: auto; }
+.fine .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+.strip { width: fit-content !important; max-width: 100%; }
+.strip .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 6.5rem)) !important; }
+.strip.fine .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 9rem)) !important; }
+.compared-table table { table-layout: fixed; min-width: 36rem; }
+.compared-table th, .compared-table td { overflow: hidden; text-overflow: ellipsis; }
+.compared-table tbody th { color: var(--body-text-color); }
+.column-title { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.stops .tab-like-container, .stops .min_value, .stops .max_value { display: none; }
+.triple .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+.part { font-size: 0.95rem !important; font-weight: 500; margin: 0.4rem 0 -0.4rem !important; }
+.measured { min-height: 4.6rem; }
+.measures { display: flex; flex-wrap: wrap; gap: 0.2rem 1.8rem; margin: 0; }
+.measures dt { font-size: 0.8rem; color: var(--body-text-color-subdued); }
+.measures dd { margin: 0; font-size: 1.05rem; font-variant-numeric: tabular-nums; }
+.missing li { font-size: 0.8rem; list-style: none; margin: 0; overflow-wrap: anywhere;
+  color: var(--body-text-color-subdued); }
+.missing { padding: 0 !important; margin: 0.3rem 0 0 !important; }
+.histogram { fill: var(--color-accent); vertical-align: middle; }
+.runs tbody th { font-weight: 500; color: inherit; }
+.scores td:last-child { white-space: normal; min-width: 14rem; color: var(--body-text-color-subdued); }
+.compared th span { font-weight: 400; font-size: 0.8rem; white-space: normal; color: var(--body-text-color-subdued); }
+.compared tbody th { min-width: 12rem; white-space: normal; }
+.by-class { font-size: 0.95rem !important; font-weight: 500; margin: 1rem 0 0.2rem !important; }
+.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 0.4rem 2rem; }
+.classes h3 { font-size: 0.8rem; font-weight: 500; margin: 0.3rem 0; color: var(--body-text-color-subdued); }
+.class { margin-bottom: 0.5rem; font-size: 0.85rem; }
+.class span { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; margin-left: 0.4rem; }
+.class img { display: block; max-height: 2.6rem; max-width: 100%; margin-top: 0.15rem; }
+.plot svg { width: 100%; height: auto; max-width: 40rem; display: block; margin: 0 auto; }
+.plot :is(.tick, .axis, .name) { font-size: 11px; fill: var(--body-text-color-subdued); }
+.plot .name { fill: var(--body-text-color); }
+.plot .gridline { stroke: var(--border-color-primary); }
+.plot .interval { stroke: var(--body-text-color-subdued); stroke-width: 1.2; }
+.plot .dot { fill: var(--body-text-color-subdued); }
+.plot .dot.best { fill: var(--color-accent); }
+.plot .front { fill: none; stroke: var(--color-accent); stroke-width: 1.5; stroke-dasharray: 5 4; }
+iframe.report { width: 100%; height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.canvas { position: relative; width: min(100%, 27rem); aspect-ratio: 1; margin: 0 auto; overflow: hidden;
+  border: 1px dashed var(--border-color-primary); border-radius: 6px; background: var(--background-fill-secondary); }
+.canvas img, .canvas canvas { position: absolute; margin: 0; image-rendering: pixelated; }
+.canvas img { aspect-ratio: 1; object-fit: cover; }
+.canvas canvas { inset: 0; width: 100%; height: 100%; touch-action: none; cursor: crosshair; }
+.canvas .hint { text-align: center; padding-top: 45%; }
+.canvas [hidden], .tools[hidden] { display: none !important; }
+.tools { display: flex; flex-wrap: wrap; gap: 0.9rem; align-items: center; justify-content: center; margin-top: 0.5rem;
+  font-size: 0.85rem; }
+.tools label { display: flex; gap: 0.5rem; align-items: center; }
+.tools input { accent-color: var(--color-accent); width: 8rem; }
+.tools button { padding: 0.25rem 0.8rem; border-radius: 6px; border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-secondary); color: var(--body-text-color); cursor: pointer; }
+.tools button[aria-pressed=true] { border-color: var(--color-accent); color: var(--color-accent); }
 @media (max-width: 640px) {
   .gradio-container main { padding: 0.5rem !important; }
   #gallery { height: 62vh !important; }
+  .compared .pixelated .grid-container { grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)) !important; }
+  .tiles:not(.triple, .strip, .compared *) .grid-container {
+    grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
+  .triple { height: 9.2rem !important; }
+  .plot :is(.tick, .axis, .name) { font-size: 15px; }
+  .triple .caption-label { font-size: 0.66rem !important; padding: 0.15rem 0 !important; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """

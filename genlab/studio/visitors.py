@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+from typing import Any
 
 import gradio as gr
 
 from genlab.studio.store import Store
+
+_NAME = re.compile("[0-9a-f]{24}")
 
 
 def visitor_state(store: Store) -> gr.BrowserState:
@@ -14,11 +18,17 @@ def visitor_state(store: Store) -> gr.BrowserState:
     return gr.BrowserState("", storage_key="genlab-visitor", secret=store.secret)
 
 
-def greet(visitor: str | None) -> str:
-    """The visitor's name, new if there is none."""
-    return visitor or secrets.token_hex(12)
+def greet(visitor: Any) -> str:
+    """The visitor's name, new if what the browser says is none."""
+    return visitor if _is_name(visitor) else secrets.token_hex(12)
 
 
-def who(request: gr.Request, visitor: str | None = None) -> str:
+def who(request: gr.Request, visitor: Any = None) -> str:
     """The owner of what is asked: who logged in, else the browser, else (for programs) the session."""
-    return f"user {request.username}" if request.username else visitor or f"session {request.session_hash}"
+    if request.username:
+        return f"user {request.username}"
+    return f"visitor {visitor}" if _is_name(visitor) else f"session {request.session_hash}"
+
+
+def _is_name(visitor: Any) -> bool:
+    return isinstance(visitor, str) and _NAME.fullmatch(visitor) is not None

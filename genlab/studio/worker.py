@@ -149,4 +149,6 @@ def _is_held(file: Path) -> bool:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), sys.argv[2])
+    from genlab.studio import worker  # this file again, by the name that the work knows: one `Stopped`, not two
+
+    worker.serve(Path(sys.argv[1]), sys.argv[2])

@@ -21,18 +21,20 @@ _TRIES = 3  # somebody else may take the port before the studio does
 
 
 @contextmanager
-def studio(runs: Path) -> Iterator[str]:
-    """`python app.py RUNS`; gives its address once it says so, and stops it as Ctrl-C does."""
-    said: list[str] = []
+def studio(runs: Path, said: list[str] | None = None) -> Iterator[str]:
+    """`python app.py RUNS`; gives its address once it says so, and stops it as Ctrl-C does.
+
+    Its lines go into `said`, as they come.
+    """
+    said = [] if said is None else said
     for _ in range(_TRIES):
         words = [sys.executable, "app.py", runs, "--port", str(_free_port())]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(words, cwd=ROOT, start_new_session=True, env=_environment(), **pipes) as process:
             lines: queue.Queue[str] = queue.Queue()
-            Thread(target=_read, args=(process, lines), daemon=True).start()
+            Thread(target=_read, args=(process, lines, said), daemon=True).start()
             try:
                 while line := lines.get(timeout=LIMIT):
-                    said.append(line)
                     if found := _ADDRESS.search(line):
                         yield found[1]
                         return
@@ -55,9 +57,10 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str], said: list[str]) -> None:
     """Its lines as they come, and an empty one at the end."""
     for line in process.stdout or ():
+        said.append(line)
         lines.put(line)
     lines.put("")
 

@@ -44,11 +44,16 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
     total = len(order.labels)
     ready: dict[int, Tensor] = {}
     shown: dict[int, str] = {}
-    next_preview = 0.0
+    next_preview, words = 0.0, ""
 
     def show(done: float, forming: Mapping[int, str]) -> None:
         pictures = [(picture, order.caption(index)) for index, picture in sorted(({**shown, **forming}).items())]
-        running.show(done, pictures=pictures, finished=len(ready), total=total)
+        running.show(done, words, pictures=pictures, finished=len(ready), total=total)
+
+    def on_smaller(batch: int) -> None:
+        nonlocal words
+        words = f"short of memory: {batch} at a time"
+        show(len(ready) / total, {})
 
     def on_step(event: contracts.Event) -> None:
         nonlocal next_preview
@@ -64,9 +69,8 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
         next_preview = now + spent + max(PAUSE, 3 * spent)
 
     running.check()
-    for indices, images in sample_images(
-        generator, order.labels, order.seed, range(total), BATCH, order.settings, on_step
-    ):
+    plan = generator, order.labels, order.seed, range(total), BATCH, order.settings
+    for indices, images in sample_images(*plan, on_step, on_smaller=on_smaller):
         running.check()
         ready |= dict(zip(indices, images))
         if len(ready) < total:

@@ -8,13 +8,21 @@ from typing import Any
 import torch
 
 from genlab.studio.models import Models
+from genlab.studio.work.comparing import compare
+from genlab.studio.work.editing import edit
 from genlab.studio.work.generating import generate
+from genlab.studio.work.scoring import score
+from genlab.studio.work.tokenizing import reconstruct
 from genlab.studio.work.training import train
 from genlab.studio.worker import Running
 
 KINDS: dict[str, Callable[[Running, Models], dict[str, Any]]] = {
     "generate": generate,
+    "edit": edit,
+    "compare": compare,
     "train": train,
+    "score": score,
+    "reconstruct": reconstruct,
 }
 
 

@@ -23,6 +23,7 @@ from genlab.processes.next_scale import NextScale
 from genlab.processes.next_scale_sampling import NextScaleSampling
 from genlab.processes.next_x import NextX
 from genlab.processes.next_x_sampling import NextXSampling
+from genlab.processes.shortcut import ShortcutConfig
 from genlab.sampling import sample_images
 from genlab.tokenization.multiscale import FlexibleVQ, MultiscaleVQ
 from genlab.tokenization.pixels import Pixels
@@ -45,11 +46,12 @@ def awake(network):
 
 def generator(name: str) -> Generator:
     torch.manual_seed(1)
-    if name in ("xar", "dit"):
+    if name in ("xar", "dit", "shortcut"):
         tokenizer = Pixels().build(SIDE).eval()
-        if name == "dit":
-            network = DiT((SIDE, SIDE), 3, width=16, depth=1, heads=2, num_classes=3)
-            return Generator(tokenizer, network, FlowConfig().build(), FlowConfig.Sampling())
+        if name != "xar":
+            network = awake(DiT((SIDE, SIDE), 3, width=16, depth=1, heads=2, num_classes=3))
+            process = {"dit": FlowConfig, "shortcut": ShortcutConfig}[name]
+            return Generator(tokenizer, network, process().build(), process.Sampling(steps=4))
         sizes = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
         network = XAR((SIDE, SIDE), 3, entity_size=2, patch=2, num_classes=3, **sizes)
         return Generator(tokenizer, awake(network), NextX(), NextXSampling(steps=2, guidance=2.0))
@@ -140,12 +142,28 @@ def test_pixels_that_xar_does_not_make_anew_stay(image, right):
     assert not torch.isclose(rest[:, :, 4:, 4:], image[:, 4:, 4:]).all()
 
 
-def test_masking_everything_is_sampling(image, right):
-    made, rng = generator("enat"), spawn(0, range(3))
+def test_a_flow_keeps_what_is_outside_the_mask(image, right):
+    images = edit(generator("dit"), image, right, LABEL, spawn(0, range(3)))
+    torch.testing.assert_close(images[..., :4], image[None, ..., :4].expand(3, -1, -1, -1))
+    assert (images - image)[..., 4:].abs().amax(dim=(1, 2, 3)).min() > 0.01
+
+
+def test_a_variation_begins_from_the_image(image):
+    made = generator("dit")
+    slight, strong, whole = (
+        edit(made, image, None, LABEL, spawn(0, range(3)), strength=strength) for strength in (0.05, 0.6, 1.0)
+    )
+    assert (slight - image).abs().mean() < (strong - image).abs().mean()
+    assert torch.equal(whole, made.sample(LABEL, spawn(0, range(3))).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("name", ["enat", "dit"])
+def test_masking_everything_is_sampling(name, image, right):
+    made, rng = generator(name), spawn(0, range(3))
     assert torch.equal(edit(made, image, right | True, LABEL, rng), made.sample(LABEL, spawn(0, range(3))).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("name", ["var", "flexvar", "xar", "enat"])
+@pytest.mark.parametrize("name", ["var", "flexvar", "xar", "enat", "dit"])
 def test_an_edit_depends_on_seed_index_and_class_alone(name, image, right):
     made = generator(name)
     editor = Editor(**vars(made), image=image, mask=right)
@@ -167,7 +185,9 @@ def test_an_oblong_canvas_is_edited_by_the_schedule_that_is_sampled(image):
 def test_what_cannot_be_edited_is_named(image, right):
     rng = spawn(0, range(3))
     cases = [
-        ("dit", image, right, None, "Flow cannot edit images"),
+        ("shortcut", image, right, None, "Shortcut cannot edit images"),
+        ("dit", image, None, None, "give a mask, or a strength"),
+        ("dit", image, right, 1, "no scales"),
         ("var", image[:, :4], right, None, "4 x 8 pixels, this generator makes 8 x 8"),
         ("var", image, right[:4], None, "the mask has 4 x 8 pixels"),
         ("xar", image, right & False, None, "the mask is empty"),
@@ -182,6 +202,13 @@ def test_what_cannot_be_edited_is_named(image, right):
     ]
     with pytest.raises(GenlabError, match="label 4 is out of range"):
         edit(generator("var"), image, right, LABEL + 1, rng)
+    for name, strength, message in [
+        ("dit", 0, "above 0"),
+        ("dit", float("nan"), "above 0"),
+        ("var", 0.5, "noised image"),
+    ]:
+        with pytest.raises(GenlabError, match=message):
+            edit(generator(name), image, right, LABEL, rng, strength=strength)
     for name, picture, mask, scale, message in cases:
         with pytest.raises(GenlabError, match=message):
             edit(generator(name), picture, mask, LABEL, rng, from_scale=scale)
@@ -215,6 +242,12 @@ def test_sample_edits_files(command, tmp_path):
     Image.new("RGB", (20, 12)).save("photo.png")
     with pytest.raises(GenlabError, match="other settings"):
         command("xar", *words, "--out", "out")
+
+
+def test_sample_varies_an_image(command, tmp_path):
+    command("dit", "--edit", "photo.png", "--strength", "0.1", "--out", "out")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["edit"]["strength"] == 0.1 and len(list((tmp_path / "out").glob("0*.png"))) == 2
 
 
 def test_sample_paints_around_an_image_on_the_canvas(command, tmp_path):
