@@ -101,7 +101,7 @@ class Evaluated:
             "parameters": float(sum(p.numel() for p in subject.generator.network.parameters())),
             "seconds_per_image": sum(run.result.times.sampling for run in self.runs) / count,
         }
-        return cost | ({"evaluations_per_image": round(subject.forwards.rows / made, 2)} if made else {})
+        return cost | ({"evaluations_per_image": round(subject.evaluations.rows / made, 2)} if made else {})
 
     @property
     def _resumed(self) -> int:

@@ -20,6 +20,7 @@ from genlab.config import override_sampling
 from genlab.config_errors import nearest
 from genlab.core.contracts import SamplingSettings
 from genlab.core.errors import ConfigError, DataError
+from genlab.core.evaluations import Evaluations
 from genlab.core.generator import Generator
 from genlab.data.configs import DataConfig
 from genlab.data.folder import Folder
@@ -36,15 +37,6 @@ from genlab.sampling import sample_images
 _DATA_SETS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(DataConfig)[0]))
 
 
-class Forwards:
-    """A hook that counts the rows a network has seen: its evaluations per image are this over the images made."""
-
-    rows = 0
-
-    def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.rows += len(arguments[0])
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is scored."""
@@ -54,7 +46,8 @@ class Subject:
     plan: dict[str, Any] = field(default_factory=dict)
     """As `genlab sample` writes it, for images that come from a generator."""
     generator: Generator | None = None
-    forwards: Forwards = field(default_factory=Forwards)
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """Of the generator's network."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,8 @@ def find_subjects(
         GenlabError: nothing there that can be scored, or images that no seed changes.
     """
     if is_generator(target):
-        generator, forwards = from_pretrained(target, device, options.trust), Forwards()
-        generator.network.register_forward_pre_hook(forwards)
-        return [_generated(target, generator, protocol, options, seed, forwards) for seed in seeds]
+        generator, evaluations = from_pretrained(target, device, options.trust), Evaluations()
+        return [_generated(target, generator, protocol, options, seed, evaluations) for seed in seeds]
     source = _images(Path(target), options.size) if Path(target).exists() else find_data(target, options.size)
     plan = source.plan() if isinstance(source, PictureFolder) else {}
     if options.samples is not None and options.samples != len(source):
@@ -105,13 +97,13 @@ def _generated(
     protocol: Protocol,
     options: SubjectOptions,
     seed: int,
-    forwards: Forwards,
+    evaluations: Evaluations,
 ) -> Subject:
     settings, ignored = _published_settings(generator.sampling, protocol)
     settings = override_sampling(settings, options.overrides)
     count = options.samples or protocol.samples
     labels = label_plan(generator.network.num_classes, count, protocol.labels, seed)
-    draw = partial(_draw, generator, labels, seed, options.batch, settings, protocol)
+    draw = partial(_draw, generator, evaluations, labels, seed, options.batch, settings, protocol)
     sampling = settings.model_dump(mode="json")
     account = {
         "run": target,
@@ -124,7 +116,7 @@ def _generated(
     source = GeneratedImages(draw, labels, generator.class_names, generator.tokenizer.spec.image_size, account)
     source.warnings += ignored
     plan = {"run": target, "seed": seed, "labels": labels, "sampling": sampling}
-    return Subject(source, target, plan, generator, forwards)
+    return Subject(source, target, plan, generator, evaluations)
 
 
 def _published_settings(own: SamplingSettings, protocol: Protocol) -> tuple[SamplingSettings, list[str]]:
@@ -146,6 +138,7 @@ def _published_settings(own: SamplingSettings, protocol: Protocol) -> tuple[Samp
 
 def _draw(
     generator: Generator,
+    evaluations: Evaluations,
     labels: list[int],
     seed: int,
     batch: int,
@@ -160,8 +153,9 @@ def _draw(
     rule = partial(quantise, rule=protocol.rounding)
     batch = made_at_once(batch, generator.device)
     whole = batch > BLOCK
-    for _, block in groupby(index, key=lambda i: whole or i // BLOCK):
-        yield from sample_images(generator, labels, seed, list(block), batch, settings, quantise=rule)
+    with evaluations.counting(generator.network):
+        for _, block in groupby(index, key=lambda i: whole or i // BLOCK):
+            yield from sample_images(generator, labels, seed, list(block), batch, settings, quantise=rule)
 
 
 def _images(path: Path, size: int | None) -> ScoredImages:

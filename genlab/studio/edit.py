@@ -131,8 +131,10 @@ class EditPanel(JobPanel):
         self.way.input(self._turn, self._read, ways, **QUICK)
         for slider in sliders:
             slider.change(self._lay, self._read, self.sheet, **QUICK)
-        for part in parts:
-            part.change(self._hide_idle, {self.run, *parts}, list(parts), **QUICK)
+        for controls in self.controls:
+            own: list[Any] = controls.components
+            shifts = [part.change for part in own]
+            gr.on(shifts, self._hide_idle, {self.run, *own}, own, trigger_mode="always_last", **QUICK)
         how = {self.way, self.sheet, self.region, self.strength, self.from_scale, *sliders}
         inputs = {self.run, self.picture, self.classes, self.per_class, self.seed, *how, *parts}
         self.connect(inputs, [self.gallery, self.archive, self.command])
@@ -235,8 +237,8 @@ class EditPanel(JobPanel):
             entry = self.bench.catalog.get(values[self.run])
             controls = self._controls(entry)
             settings = merge(entry.sampling, controls.read(values))
-        except GenlabError:  # half typed; said when it is used
-            return {part: gr.skip() for controls in self.controls for part in controls.components}
+        except (GenlabError, KeyError):  # half typed, which is said when it is used; or of another run than is chosen
+            return {part: gr.skip() for part in values if part is not self.run}
         return controls.hide(without_effect(entry, settings))
 
     def _controls(self, entry: Entry) -> Controls:

@@ -86,7 +86,6 @@ class GeneratePanel(JobPanel):
         self.random_seed.click(lambda: random.randrange(2**31), None, self.seed, **QUICK)
         self.random_classes.click(self._draw_classes, [self.run, self.classes], self.classes, **QUICK)
         asked_for: Any = [*choice, self.per_class, self.seed]
-        self.made.upload(self._as_made, self.made, asked_for, **QUICK)
         for controls in self.controls:
             own: list[Any] = controls.components
             changes = [part.change for part in own]
@@ -94,6 +93,7 @@ class GeneratePanel(JobPanel):
             gr.on(changes, self._hide_idle, {self.run, *own}, own, trigger_mode="always_last", **QUICK)
         inputs = {self.run, self.classes, self.per_class, self.seed, *parts}
         self.connect(inputs, [self.gallery, self.archive, self.command])
+        self.made.upload(self._as_made, self.made, asked_for, **self._following)
         self.page_outputs = page
 
     def on_open(self, opened: Dependency) -> None:

@@ -63,7 +63,7 @@ def test_configs_are_frozen():
         ("nonsense", ["section.key=value"]),
         ("seed.x=1", ["seed"]),
         ("name=../escape", ["name"]),
-        ("training.optimizer={name: adamm}", ["optimizer.name", "did you mean 'adamw'"]),
+        ("training.optimizer={name: adanw}", ["optimizer.name", "did you mean 'adamw'"]),
     ],
 )
 def test_mistakes_are_named_with_what_was_probably_meant(override, parts):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from genlab.commands.targets import Forwards, SubjectOptions, _generated
+from genlab.commands.targets import SubjectOptions, _generated
+from genlab.core.evaluations import Evaluations
 from genlab.core.generator import Generator
 from genlab.data.digits import Digits
 from genlab.evaluation.published import find_protocol
@@ -65,7 +66,7 @@ def test_a_live_generators_images_do_not_depend_on_the_batch(batch):
 
     def made(size):
         options = SubjectOptions(150, size, (), None, False)
-        source = _generated("toy", generator, protocol, options, 3, Forwards()).source
+        source = _generated("toy", generator, protocol, options, 3, Evaluations()).source
         return torch.cat([part.images for part in source.parts(range(150))])
 
     images = made(64)
