@@ -89,7 +89,7 @@ def test_the_loss_is_the_process_s_plus_the_alignment_of_every_image_s_own_token
         inputs.append((x, t, label))
         return wrapped(x, t, label)
 
-    found = objective._loss({**nets, "network": seen}, data, SampleRng(0, data.position))
+    found = objective.turns(0)[0].loss({**nets, "network": seen}, data, SampleRng(0, data.position))
     ((x, t, label),) = inputs
     tokens = {}
     hook = wrapped.trained.blocks[0].register_forward_hook(lambda m, i, out: tokens.update(out=out))
@@ -113,7 +113,7 @@ def test_the_loss_is_the_process_s_plus_the_alignment_of_every_image_s_own_token
 def test_gradients_reach_the_projector_and_the_network_up_to_the_block_and_not_the_encoder():
     objective = plan(recipe()).objective
     nets, data = networks(objective), batch(side=side(recipe()))
-    objective._loss(nets, data, SampleRng(0, data.position))["alignment"].mean().backward()
+    objective.turns(0)[0].loss(nets, data, SampleRng(0, data.position))["alignment"].mean().backward()
     moved = {name for name, p in nets["network"].named_parameters() if p.grad is not None and p.grad.any()}
     assert {"head.0.weight", "head.4.bias"} <= moved
     assert any(name.startswith("trained.x_embedder") for name in moved)
@@ -128,7 +128,7 @@ def test_every_parameter_has_a_gradient_and_recomputed_blocks_change_nothing():
         tree["training"] = {**TRAINING, "activation_checkpointing": recompute}
         objective = plan(tree).objective
         nets, data = networks(objective), batch(side=side(tree))
-        objective._loss(nets, data, SampleRng(0, data.position))["loss"].mean().backward()
+        objective.turns(0)[0].loss(nets, data, SampleRng(0, data.position))["loss"].mean().backward()
         gradients.append([p.grad for p in nets["network"].parameters()])
     assert all(a is not None and torch.equal(a, b) for a, b in zip(*gradients))
 
