@@ -30,6 +30,7 @@ from samplers.noise import SampleRng
 from samplers.residual_fill import Schedule
 
 MogLoss: TypeAlias = Literal["nll", "bound", "bound_detached"]
+Unit: TypeAlias = Literal["whole", "count"]
 _PROBES = 1024  # code vectors whose distances to their neighbours are measured
 
 
@@ -60,6 +61,7 @@ class ResidualMasked(Process):
     mog_loss: MogLoss = "bound_detached"
     scale: float | None = None
     scale_floor: float | None = None
+    unit: Unit = "whole"
     units: tuple[float, ...] | None = None
     tokenizer: Tokenizer | None = None
 
@@ -92,7 +94,7 @@ class ResidualMasked(Process):
             tokenizer=tokenizer,
             scale=scale,
             scale_floor=max(floor, 1e-30),
-            units=tuple(scale * each for each in (spread[0], *spread)),
+            units=tuple(scale * each for each in (spread[0], *spread)) if self.unit == "count" else None,
         )
 
     def loss(self, network: Callable[..., Any], tokens: Tensor, label: Tensor, rng: SampleRng) -> dict[str, Tensor]:
@@ -277,6 +279,9 @@ class ResidualMaskedConfig(Settings):
     scale_floor: PositiveFloat | None = None
     """Least scale of the mixture, where the last codes are so few points that it would fall to 0. By default half the
     distance between neighbouring codes of the last depth, as the standard deviation of a channel."""
+    unit: Unit = "whole"
+    """What the mixture measures its targets in: the deviation of whole latents, one for all, or that of sums of as many
+    codes as are masked, count by count, which short runs learn sooner (our addition, not the paper's)."""
 
     latents: ClassVar[frozenset[str]] = frozenset({"residual"})
     """The kinds of LatentSpec that it works on."""

@@ -190,8 +190,29 @@ def test_edits_keep_what_they_are_told_to(system):
         edit(keep[:1])
 
 
+def test_targets_are_measured_whole_or_count_by_count(system):
+    _, process, _ = system
+    whole, counted = (ResidualMasked(unit=unit).over(process.tokenizer) for unit in ("whole", "count"))
+    label, codes = torch.tensor([0, 1]), torch.randint(0, VOCAB, (2, *GRID, DEPTH))
+    seen = []
+
+    def network(visible, masked, label, target, unit, floor):
+        seen.append((masked, unit))
+        return torch.zeros(*masked.shape, 1), torch.zeros(*masked.shape, 1)
+
+    for each in (whole, counted):
+        each.loss(network, codes, label, spawn(0, [0, 1]))
+    (masked, ones), (_, units) = seen
+    assert (ones == 1).all()
+    vectors = Latents(process.tokenizer.quantizer, counted.scale).vectors(torch.randint(0, VOCAB, (1, 20_000, DEPTH)))
+    for count in masked[masked > 0].unique().tolist():
+        spread = vectors[..., -count:, :].sum(-2).var(1, correction=0).mean().sqrt()
+        assert units[masked == count][0].item() == pytest.approx(spread.item(), rel=0.05)
+
+
 def test_it_learns_which_vectors_belong_to_a_class(system):
     _, process, spec = system
+    process = ResidualMasked(unit="count").over(process.tokenizer)  # 120 steps are few
     latents = Latents(process.tokenizer.quantizer, process.scale)
     torch.manual_seed(0)
     codes = torch.randint(0, VOCAB, (CLASSES, *GRID, DEPTH))
