@@ -7,7 +7,7 @@ levels of its process: what it takes for the data is the consistency function, w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -15,14 +15,11 @@ from torch import Tensor
 
 from genlab.core.contracts import Network
 from genlab.core.generator import Generator
-from genlab.distillation.settings import DistillationSettings
-from genlab.distillation.taught import Lesson, TaughtObjective, student_levels
+from genlab.distillation.taught import Lesson, LessonSettings, student_levels
 from genlab.distillation.teacher_steps import Predict, Solver, denoiser, grid, guided, ratio, step
 from genlab.processes.consistency_pairs import LevelWeight, level_weight
 from genlab.processes.distances import Metric, distance
 from genlab.processes.levels import Levels, levels_of
-from genlab.training.objective import Objective, Role
-from genlab.training.settings import TrainingSettings
 from samplers.noise import SampleRng
 
 
@@ -53,10 +50,11 @@ def agreement(
     return distance(metric, student(x, here).float(), wanted.float())
 
 
-class ConsistencyDistillation(DistillationSettings):
+class ConsistencyDistillation(LessonSettings):
     """A student of one or a few steps that agrees with itself along its teacher's flow (CD)."""
 
     name: Literal["consistency"] = "consistency"
+    averaged: ClassVar[bool] = True
     intervals: PositiveInt = 39
     """Steps between noise and data, which levels are drawn from; the paper has 39 on EDM's levels."""
     solver: Solver = "heun"
@@ -88,15 +86,5 @@ class ConsistencyDistillation(DistillationSettings):
 
         return lesson
 
-    def objective(
-        self,
-        student: Generator,
-        teacher: Generator,
-        role: Role,
-        training: TrainingSettings,
-        seed: int,
-        classes: tuple[int, ...] | None = None,
-    ) -> Objective:
-        """The student under this lesson. Raises ConfigError for classes."""
-        lesson = self.lesson(student_levels(student.process), levels_of(teacher.process), teacher.network)
-        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes, averaged=True)
+    def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
+        return self.lesson(student_levels(student.process), levels_of(teacher.process), teacher.network)

@@ -14,16 +14,14 @@ from torch import Tensor
 from genlab.core.contracts import Network
 from genlab.core.errors import ConfigError
 from genlab.core.generator import Generator
-from genlab.distillation.settings import DistillationSettings, Parts
-from genlab.distillation.taught import Lesson, TaughtObjective
+from genlab.distillation.settings import Parts
+from genlab.distillation.taught import Lesson, LessonSettings
 from genlab.processes.continuous_consistency import ContinuousConsistency
 from genlab.processes.edm import Edm
-from genlab.training.objective import Objective, Role
-from genlab.training.settings import TrainingSettings
 from samplers.noise import SampleRng
 
 
-class ContinuousConsistencyDistillation(DistillationSettings):
+class ContinuousConsistencyDistillation(LessonSettings):
     """A student whose prediction does not change along its teacher's flow (sCD)."""
 
     name: Literal["continuous_consistency"] = "continuous_consistency"
@@ -61,17 +59,6 @@ class ContinuousConsistencyDistillation(DistillationSettings):
 
         return lesson
 
-    def objective(
-        self,
-        student: Generator,
-        teacher: Generator,
-        role: Role,
-        training: TrainingSettings,
-        seed: int,
-        classes: tuple[int, ...] | None = None,
-    ) -> Objective:
-        """The student under this lesson. Raises ConfigError for classes."""
-        process = student.process
-        assert isinstance(process, ContinuousConsistency), "check has seen to it"
-        lesson = self.lesson(process, teacher.network)
-        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes)
+    def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
+        assert isinstance(student.process, ContinuousConsistency), "check has seen to it"
+        return self.lesson(student.process, teacher.network)

@@ -17,14 +17,11 @@ from torch import Tensor
 
 from genlab.core.contracts import Network
 from genlab.core.generator import Generator
-from genlab.distillation.settings import DistillationSettings
-from genlab.distillation.taught import Lesson, TaughtObjective, student_levels
+from genlab.distillation.taught import Lesson, LessonSettings, student_levels
 from genlab.distillation.teacher_steps import Predict, denoiser, grid, guided, implied_data, ratio, step
 from genlab.processes.consistency_pairs import LevelWeight, level_weight
 from genlab.processes.distances import Metric, distance
 from genlab.processes.levels import Levels, levels_of
-from genlab.training.objective import Objective, Role
-from genlab.training.settings import TrainingSettings
 from samplers.noise import SampleRng
 
 
@@ -55,7 +52,7 @@ def steps_of_stage(update: int, first: int, stage_updates: int = 50_000) -> int:
     return min(first, 2) if update < (whole + 2) * stage_updates and first > 1 else 1
 
 
-class ProgressiveDistillation(DistillationSettings):
+class ProgressiveDistillation(LessonSettings):
     """One halving of the number of steps."""
 
     name: Literal["progressive"] = "progressive"
@@ -88,15 +85,5 @@ class ProgressiveDistillation(DistillationSettings):
 
         return lesson
 
-    def objective(
-        self,
-        student: Generator,
-        teacher: Generator,
-        role: Role,
-        training: TrainingSettings,
-        seed: int,
-        classes: tuple[int, ...] | None = None,
-    ) -> Objective:
-        """The student under this lesson. Raises ConfigError for classes."""
-        lesson = self.lesson(student_levels(student.process), levels_of(teacher.process), teacher.network)
-        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes)
+    def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
+        return self.lesson(student_levels(student.process), levels_of(teacher.process), teacher.network)

@@ -19,15 +19,13 @@ from torch import Tensor
 from genlab.core.errors import ConfigError
 from genlab.core.generator import Generator
 from genlab.distillation.pairs import Pairs
-from genlab.distillation.settings import DistillationSettings, Parts
-from genlab.distillation.taught import Lesson, TaughtObjective
+from genlab.distillation.settings import Parts
+from genlab.distillation.taught import Lesson, LessonSettings
 from genlab.processes.distances import HUBER, mean_square, pseudo_huber
 from genlab.processes.flow import Flow
 from genlab.processes.flow_sampling import FlowSampling
 from genlab.processes.paths import coefficients, interpolate
 from genlab.processes.predict import to_velocity
-from genlab.training.objective import Objective, Role
-from genlab.training.settings import TrainingSettings
 from samplers.noise import SampleRng
 
 VelocityMetric: TypeAlias = Literal["square", "norm", "huber"]
@@ -73,7 +71,7 @@ def velocities(
     return to_velocity(flow.prediction, out, x, c).float(), (c.d_alpha * data + c.d_sigma * noise).float()
 
 
-class Reflow(DistillationSettings):
+class Reflow(LessonSettings):
     """A flow that learns the straight lines between the ends of its teacher's paths."""
 
     name: Literal["reflow"] = "reflow"
@@ -128,18 +126,6 @@ class Reflow(DistillationSettings):
 
         return lesson
 
-    def objective(
-        self,
-        student: Generator,
-        teacher: Generator,
-        role: Role,
-        training: TrainingSettings,
-        seed: int,
-        classes: tuple[int, ...] | None = None,
-    ) -> Objective:
-        """The student under this lesson. Raises ConfigError for classes."""
-        flow = student.process
-        assert isinstance(flow, Flow), "check has seen to it"
-        return TaughtObjective(
-            student, teacher.network, role, self.lesson(flow, teacher, seed), training, seed, classes
-        )
+    def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
+        assert isinstance(student.process, Flow), "check has seen to it"
+        return self.lesson(student.process, teacher, seed)

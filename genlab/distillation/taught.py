@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 from genlab.core.contracts import LatentSpec, Network, OnStep, Process
 from genlab.core.errors import ConfigError
 from genlab.core.generator import Generator
+from genlab.distillation.settings import DistillationSettings
 from genlab.processes.few_step import FewStep
 from genlab.processes.levels import Levels, levels_of
 from genlab.training.generation import GenerationObjective
@@ -113,3 +115,27 @@ class TaughtObjective(GenerationObjective):
 def student_levels(process: Process) -> Levels:
     """The noise levels in which a student speaks."""
     return levels_of(process.base if isinstance(process, FewStep) else process)
+
+
+class LessonSettings(DistillationSettings):
+    """Base of the `distillation:` sections whose student learns by a lesson."""
+
+    averaged: ClassVar[bool] = False
+    """Whether the lesson asks the student's moving average."""
+
+    @abstractmethod
+    def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
+        """The loss of `student`, whom `teacher` teaches."""
+
+    def objective(
+        self,
+        student: Generator,
+        teacher: Generator,
+        role: Role,
+        training: TrainingSettings,
+        seed: int,
+        classes: tuple[int, ...] | None = None,
+    ) -> TaughtObjective:
+        """The student under its lesson. Raises ConfigError for classes."""
+        lesson = self.lesson_of(student, teacher, seed)
+        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes, self.averaged)
