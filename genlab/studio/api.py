@@ -19,7 +19,17 @@ from genlab.studio.workbench import Workbench
 
 
 def endpoints(bench: Workbench) -> None:
-    """Add `runs`, `generate`, `submit`, `jobs`, `job` and `cancel` to the page that is being built."""
+    """Add all named endpoints to the page that is being built."""
+    _generate_endpoints(bench)
+    compare_endpoint(bench)
+    edit_endpoint(bench)
+    tokenizer_endpoints(bench)
+    score_endpoints(bench)
+    _job_endpoints(bench)
+
+
+def _generate_endpoints(bench: Workbench) -> None:
+    """`runs`, `generate` and `submit`."""
     store = bench.store
 
     def runs() -> list[dict]:
@@ -69,6 +79,15 @@ def endpoints(bench: Workbench) -> None:
         """As `generate`, without waiting: the id of the job, which goes on whatever becomes of the caller."""
         return ordered(request, run, classes, per_class, seed, settings).id
 
+    gr.api(runs, api_name="runs", queue=False)
+    gr.api(generate, api_name="generate", **FOLLOWING)
+    gr.api(submit, api_name="submit", queue=False)
+
+
+def _job_endpoints(bench: Workbench) -> None:
+    """`job`, `jobs` and `cancel`, for jobs of every kind."""
+    store = bench.store
+
     def job(id: str) -> dict:
         """How a job stands: `status` (queued, running, done, failed, stopped), `done` (0 to 1), its `result`, ..."""
         try:
@@ -102,13 +121,6 @@ def endpoints(bench: Workbench) -> None:
             store.stop(found)
         return len(open_jobs)
 
-    compare_endpoint(bench)
-    edit_endpoint(bench)
-    tokenizer_endpoints(bench)
-    score_endpoints(bench)
-    gr.api(runs, api_name="runs", queue=False)
-    gr.api(generate, api_name="generate", **FOLLOWING)
-    gr.api(submit, api_name="submit", queue=False)
     gr.api(jobs, api_name="jobs", queue=False)
     gr.api(job, api_name="job", queue=False)
     gr.api(cancel, api_name="cancel", queue=False)

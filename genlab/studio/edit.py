@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import gradio as gr
@@ -12,14 +11,13 @@ from gradio.events import Dependency
 from genlab.core.errors import GenlabError
 from genlab.studio import choices, edit_markup, markup
 from genlab.studio.catalog import Entry, Scan
-from genlab.studio.controls import Controls
 from genlab.studio.edit_orders import IMAGE, REGIONS, SMALLEST, EditOrder, place_edit
 from genlab.studio.edit_pictures import MADE, SENT, take
-from genlab.studio.fields import settings_classes, without_effect
 from genlab.studio.gallery import LiveGallery
+from genlab.studio.image_panel import ImagePanel
 from genlab.studio.mask_sheet import drawn_on, mask_sheet
-from genlab.studio.orders import LARGEST_SEED, merge
-from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
+from genlab.studio.orders import LARGEST_SEED
+from genlab.studio.panel import QUICK, Updates, Wants, asked
 from genlab.studio.picture_input import PictureInput
 from genlab.studio.store import Job
 from genlab.studio.tokenizer_entries import built_in
@@ -36,11 +34,10 @@ _WAYS: dict[Way, tuple[str, str]] = {
 """Ways to edit: their names, and what a generator must be able to do."""
 _DRAWN = ("drawn", "")
 _VARIED = 0.6  # strength of a variation at first
-_SMOOTH = 128  # from this side on, images are shown smoothed
 _LAST_NUMBER = 10**6
 
 
-class EditPanel(JobPanel):
+class EditPanel(ImagePanel):
     """An image and classes to images."""
 
     kind = "edit"
@@ -63,7 +60,7 @@ class EditPanel(JobPanel):
         self.source = gr.Radio([("Mine", SENT)], value=SENT, label="Image")
         self.sent = PictureInput(
             label="PNG, JPEG or WebP, up to 16 MB", sources=["upload", "clipboard"], type="filepath", image_mode=None,
-            height=180, buttons=[], visible=False,
+            height=180, buttons=[], visible=False, elem_id="edit-sent",
         )  # fmt: skip
         with gr.Row(visible=False) as self.choice:
             self.number = gr.Number(
@@ -101,7 +98,7 @@ class EditPanel(JobPanel):
             )
             self.seed = gr.Number(0, label="Seed", minimum=0, maximum=LARGEST_SEED, **whole)
         with gr.Accordion("How to sample", open=False):
-            self.controls = [Controls(settings) for settings in settings_classes()]
+            self.build_controls()
         self.build_start()
         self.gallery = LiveGallery(
             label="Images", show_label=False, buttons=["download", "fullscreen"], interactive=False, height=460,
@@ -114,11 +111,11 @@ class EditPanel(JobPanel):
         )  # fmt: skip
 
     def _connect(self) -> None:
-        parts: set[Any] = {part for controls in self.controls for part in controls.components}
-        groups = [part for controls in self.controls for part in [controls.group, *controls.components]]
         image: list[Any] = [self.sent, self.choice, self.number, self.picture, self.sheet]
         ways: list[Any] = [self.sheet, self.region, self.place, self.strength, self.from_scale]
-        shown = list(dict.fromkeys([self.card, self.source, self.way, self.classes, *groups, *image, *ways]))
+        shown = list(
+            dict.fromkeys([self.card, self.source, self.way, self.classes, *self.settings_outputs, *image, *ways])
+        )
         sliders = {self.share, self.left, self.top}
         self._read: set[Any] = {self.run, self.way, self.source, self.number, self.sent, self.picture, *sliders}
         self._read.add(self.visitor)
@@ -131,12 +128,9 @@ class EditPanel(JobPanel):
         self.way.input(self._turn, self._read, ways, **QUICK)
         for slider in sliders:
             slider.change(self._lay, self._read, self.sheet, **QUICK)
-        for controls in self.controls:
-            own: list[Any] = controls.components
-            shifts = [part.change for part in own]
-            gr.on(shifts, self._hide_idle, {self.run, *own}, own, trigger_mode="always_last", **QUICK)
+        self.connect_controls()
         how = {self.way, self.sheet, self.region, self.strength, self.from_scale, *sliders}
-        inputs = {self.run, self.picture, self.classes, self.per_class, self.seed, *how, *parts}
+        inputs = {self.run, self.picture, self.classes, self.per_class, self.seed, *how, *self.settings_parts}
         self.connect(inputs, [self.gallery, self.archive, self.command])
 
     def on_open(self, opened: Dependency) -> None:
@@ -176,11 +170,7 @@ class EditPanel(JobPanel):
                 choices=choices.of_classes(entry), value=[0] if entry.num_classes else [], visible=entry.num_classes > 0
             ),
         }
-        for controls in self.controls:
-            if isinstance(entry.sampling, controls.settings):
-                updates |= controls.show(entry.sampling, without_effect(entry, entry.sampling), chosen=True)
-            else:
-                updates[controls.group] = gr.update(visible=False)
+        updates |= self.show_settings(entry, entry.sampling)
         now = {**values, self.way: way, self.source: source}
         try:
             image = self._taken(entry, now, owner)
@@ -232,23 +222,11 @@ class EditPanel(JobPanel):
         lies = {"share": share, "left": values[self.left], "top": values[self.top], "draw": way == "paint"}
         return {"src": edit_markup.source_of(values[self.picture]), **lies}
 
-    def _hide_idle(self, values: Updates) -> Updates:
-        try:
-            entry = self.bench.catalog.get(values[self.run])
-            controls = self._controls(entry)
-            settings = merge(entry.sampling, controls.read(values))
-        except (GenlabError, KeyError):  # half typed, which is said when it is used; or of another run than is chosen
-            return {part: gr.skip() for part in values if part is not self.run}
-        return controls.hide(without_effect(entry, settings))
-
-    def _controls(self, entry: Entry) -> Controls:
-        return next(controls for controls in self.controls if isinstance(entry.sampling, controls.settings))
-
     def order(self, values: Updates) -> tuple[str, Wants]:
         entry = self.bench.catalog.get(values[self.run])
         edit = self._edit(entry, values)
         given = values[self.classes], values[self.per_class], values[self.seed]
-        order = place_edit(entry, *given, self._controls(entry).read(values), edit, self.bench.limits)
+        order = place_edit(entry, *given, self.read_settings(entry, values), edit, self.bench.limits)
         return entry.name, order.wants()
 
     def _edit(self, entry: Entry, values: Updates) -> dict[str, Any]:
@@ -278,19 +256,4 @@ class EditPanel(JobPanel):
 
     def begin(self, job: Job) -> Updates:
         order = EditOrder.of(job.wants)
-        look = [] if order.entry.image_size >= _SMOOTH else ["pixelated"]
-        return {
-            self.gallery: gr.update(value=[], elem_classes=["tiles", *look]),
-            self.command: order.command() or "(genlab sample cannot be asked for these classes)",
-            self.archive: gr.update(interactive=False),
-        }
-
-    def forming(self, job: Job, frame: Mapping[str, Any]) -> Updates:
-        return {self.gallery: frame["pictures"], self.status: markup.progress(frame)}
-
-    def finished(self, job: Job, result: Mapping[str, Any]) -> Updates:
-        return {
-            self.gallery: [(job.results / name, caption) for name, caption in result["files"]],
-            self.archive: gr.update(value=job.results / result["archive"], interactive=True),
-            self.status: markup.finished(len(result["files"]), result["seconds"]),
-        }
+        return self.ordered(["tiles", *self.pixel_by_pixel(order.entry)], order.command())

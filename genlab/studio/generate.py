@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
 from genlab.core.contracts import SamplingSettings
-from genlab.core.errors import GenlabError
 from genlab.studio import choices, markup
 from genlab.studio.catalog import Entry
-from genlab.studio.controls import Controls
-from genlab.studio.fields import settings_classes, without_effect
 from genlab.studio.gallery import LiveGallery
-from genlab.studio.orders import LARGEST_SEED, Order, merge, place
-from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
+from genlab.studio.image_panel import ImagePanel
+from genlab.studio.orders import LARGEST_SEED, Order, place
+from genlab.studio.panel import QUICK, Updates, Wants, asked
 from genlab.studio.remade import order_behind
 from genlab.studio.store import Job
 
 _FEW = 10  # classes that are chosen at first
-_SMOOTH = 128  # from this side on, images are shown smoothed
 _ROOMY = 16  # up to so many images are shown large
 
 
-class GeneratePanel(JobPanel):
+class GeneratePanel(ImagePanel):
     """Classes and a seed to images."""
 
     kind = "generate"
@@ -58,7 +54,7 @@ class GeneratePanel(JobPanel):
             self.random_classes = gr.Button("Random classes", size="sm", min_width=120)
             self.random_seed = gr.Button("Random seed", size="sm", min_width=120)
             self.made = gr.UploadButton("Settings from an image", size="sm", min_width=160, file_types=[".png"])
-        self.controls = [Controls(settings) for settings in settings_classes()]
+        self.build_controls()
 
     def _build_result(self) -> None:
         self.build_start()
@@ -77,8 +73,7 @@ class GeneratePanel(JobPanel):
         )
 
     def _connect(self) -> None:
-        parts: set[Any] = {part for controls in self.controls for part in controls.components}
-        choice: Any = [self.run, self.card, self.classes, self.random_classes, *self._control_outputs()]
+        choice: Any = [self.run, self.card, self.classes, self.random_classes, *self.settings_outputs]
         page: Any = [*choice, self.empty, self.advice, self.workspace, self.notes, self.start]
         for button in (self.look, self.look_again):
             button.click(self.refresh, self.run, page, **QUICK)
@@ -86,12 +81,8 @@ class GeneratePanel(JobPanel):
         self.random_seed.click(lambda: random.randrange(2**31), None, self.seed, **QUICK)
         self.random_classes.click(self._draw_classes, [self.run, self.classes], self.classes, **QUICK)
         asked_for: Any = [*choice, self.per_class, self.seed]
-        for controls in self.controls:
-            own: list[Any] = controls.components
-            changes = [part.change for part in own]
-            # an event for each part would make the page heavy; the last of many changes at once is enough
-            gr.on(changes, self._hide_idle, {self.run, *own}, own, trigger_mode="always_last", **QUICK)
-        inputs = {self.run, self.classes, self.per_class, self.seed, *parts}
+        self.connect_controls()
+        inputs = {self.run, self.classes, self.per_class, self.seed, *self.settings_parts}
         self.connect(inputs, [self.gallery, self.archive, self.command])
         self.made.upload(self._as_made, self.made, asked_for, **self._following)
         self.page_outputs = page
@@ -99,9 +90,6 @@ class GeneratePanel(JobPanel):
     def on_open(self, opened: Dependency) -> None:
         """Look for generators whenever a page opens."""
         self.load(opened, self.refresh, [self.run], self.page_outputs)
-
-    def _control_outputs(self) -> list[Any]:
-        return [part for controls in self.controls for part in [controls.group, *controls.components]]
 
     def refresh(self, current: str | None) -> Updates:
         scan = self.bench.catalog.refresh()
@@ -141,29 +129,12 @@ class GeneratePanel(JobPanel):
         settings = settings or entry.sampling
         first = list(range(min(entry.num_classes, _FEW)))
         few = entry.num_classes > 0
-        updates: Updates = {
+        return {
             self.card: markup.run_card(entry),
             self.classes: gr.update(choices=choices.of_classes(entry), value=first, visible=few),
             self.random_classes: gr.update(visible=few),
+            **self.show_settings(entry, settings),
         }
-        for controls in self.controls:
-            if isinstance(entry.sampling, controls.settings):
-                updates |= controls.show(settings, without_effect(entry, settings), chosen=True)
-            else:
-                updates[controls.group] = gr.update(visible=False)
-        return updates
-
-    def _hide_idle(self, values: Updates) -> Updates:
-        try:
-            entry = self.bench.catalog.get(values[self.run])
-            controls = self._controls(entry)
-            settings = merge(entry.sampling, controls.read(values))
-        except (GenlabError, KeyError):  # half typed, which is said when it is used; or of another run than is chosen
-            return {part: gr.skip() for part in values if part is not self.run}
-        return controls.hide(without_effect(entry, settings))
-
-    def _controls(self, entry: Entry) -> Controls:
-        return next(controls for controls in self.controls if isinstance(entry.sampling, controls.settings))
 
     def _draw_classes(self, run: str, classes: list[Any]) -> list[int]:
         entry = asked(self.bench.catalog.get, run)
@@ -172,34 +143,16 @@ class GeneratePanel(JobPanel):
 
     def order(self, values: Updates) -> tuple[str, Wants]:
         entry = self.bench.catalog.get(values[self.run])
-        changes = self._controls(entry).read(values)
+        changes = self.read_settings(entry, values)
         given = values[self.classes], values[self.per_class], values[self.seed]
         order = place(entry, *given, changes, self.bench.limits)
         return entry.name, order.wants()
 
     def begin(self, job: Job) -> Updates:
         order = Order.of(job.wants)
-        return {
-            self.gallery: gr.update(value=[], elem_classes=_gallery_classes(order)),
-            self.command: order.command() or "(genlab sample cannot be asked for these classes)",
-            self.archive: gr.update(interactive=False),
-        }
-
-    def forming(self, job: Job, frame: Mapping[str, Any]) -> Updates:
-        return {self.gallery: frame["pictures"], self.status: markup.progress(frame)}
-
-    def finished(self, job: Job, result: Mapping[str, Any]) -> Updates:
-        return {
-            self.gallery: [(job.results / name, caption) for name, caption in result["files"]],
-            self.archive: gr.update(value=job.results / result["archive"], interactive=True),
-            self.status: markup.finished(len(result["files"]), result["seconds"]),
-        }
+        few = ["few"] if len(order.labels) <= _ROOMY else []
+        return self.ordered([*few, *self.pixel_by_pixel(order.entry)], order.command())
 
 
 def _whole(value: int, label: str, low: int, high: int) -> gr.Number:
     return gr.Number(value, label=label, precision=0, minimum=low, maximum=high, step=1, min_width=120)
-
-
-def _gallery_classes(order: Order) -> list[str]:
-    few = ["few"] if len(order.labels) <= _ROOMY else []
-    return few if order.entry.image_size >= _SMOOTH else [*few, "pixelated"]

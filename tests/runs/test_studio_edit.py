@@ -90,7 +90,7 @@ def test_with_the_keyboard_alone(page):
 def test_around_an_image_that_was_sent(page, photo):
     opened(page)
     page.get_by_role("radio", name="Mine").check()
-    page.locator('input[type="file"]:not([webkitdirectory])').locator("visible=false").last.set_input_files(photo)
+    page.locator("#edit-sent input[type=file]").set_input_files(photo)
     shown = page.locator(".canvas img")
     expect(shown).to_have_attribute("src", re.compile("file=.*photo.png"))
     page.get_by_role("radio", name="Out-paint").check()
