@@ -1,4 +1,5 @@
-"""The adversarial side of DMD2: a small head on what a denoiser's encoder makes of a noised image.
+"""The adversarial side of DMD2: a small head on what a denoiser's encoder makes of a noised image, or a small network
+of its own.
 
 "Improved Distribution Matching Distillation for Fast Image Synthesis", Yin et al., NeurIPS 2024 (arXiv 2405.14867),
 section 4.3. Where the features of a network are taken is decided here alone, by `feature_layer`.
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.core.contracts import LatentSpec, Network
@@ -61,6 +64,44 @@ class Noised(NamedTuple):
     label: Tensor
 
 
+class Discriminator(nn.Module):
+    """A small convolution network that judges noised images by itself: `forward(noised)` -> one logit each [B,1].
+
+    Strided 5x5 convolutions down to two pixels a side, as in DCGAN (arXiv 1511.06434) but without norms; then Linears
+    that are told level and class, and that see where features are. The logit is a Linear of the last features plus
+    their product with a vector of the class ("cGANs with Projection Discriminator", Miyato and Koyama 2018).
+
+    Args:
+        channels: C of the images.
+        side: their (H, W).
+        num_classes: K; 0 for one label.
+        width: features after the first convolution; each next has twice as many, up to eight times.
+        hidden: features of the Linears.
+    """
+
+    def __init__(self, channels: int, side: tuple[int, int], num_classes: int, width: int = 64, hidden: int = 256):
+        super().__init__()
+        halvings = max(1, math.ceil(math.log2(max(side) / 2)))
+        widths = [channels, *(width << min(stage, 3) for stage in range(halvings))]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 5, 2, 2) for a, b in pairwise(widths))
+        rows, columns = (-(-length >> halvings) for length in side)
+        self.whole = nn.Linear(widths[-1] * rows * columns, hidden)
+        self.level, self.label = nn.Linear(1, hidden), nn.Embedding(max(num_classes, 1), hidden)
+        self.hidden, self.out = nn.Linear(hidden, hidden), nn.Linear(hidden, 1)
+        self.projection = nn.Embedding(max(num_classes, 1), hidden)
+
+    def forward(self, noised: Noised) -> Tensor:
+        """x [B,C,H,W] of variance about 1, t [B] from 0 (data) to 1 (noise), label [B]: what `Dmd2.judged` gives."""
+        with torch.autocast(noised.x.device.type, enabled=False):
+            h = noised.x.float()
+            for conv in self.convs:
+                h = F.leaky_relu(conv(h), 0.2)  # [B,D,H/2,W/2], and so on
+            h = self.whole(h.flatten(1)) + self.level(noised.t[:, None]) + self.label(noised.label)  # [B,F]
+            h = F.leaky_relu(self.hidden(F.leaky_relu(h, 0.2)), 0.2)  # [B,F]
+            by_class = (h * self.projection(noised.label)).sum(1, keepdim=True) / h.shape[1] ** 0.5
+            return self.out(h) + by_class
+
+
 class Critic(WithHead):
     """A denoiser of the student's samples with a head that tells them from real ones.
 
@@ -77,14 +118,16 @@ class Critic(WithHead):
         """The network's output for `noised`, and a logit [B,1] for each of `judged`; None for what is not given.
 
         Args:
-            judged: noised samples, or the features [B,D,h,w] that another network made of them.
+            judged: noised samples, for the head's own eyes where it is a Discriminator, else for this network's; or the
+                features [B,D,h,w] that another network made of them.
             options: passed to the network with `noised`.
         """
         out = self.trained(*noised, **options) if noised is not None else None
         if judged is None:
             return out, None
-        maps = judged if isinstance(judged, Tensor) else features(self.trained, judged)
-        return out, self.head(maps)
+        if isinstance(judged, Noised) and not isinstance(self.head, Discriminator):
+            judged = features(self.trained, judged)
+        return out, self.head(judged)
 
     def normalise_weights(self) -> None:
         if isinstance(self.trained, Network):

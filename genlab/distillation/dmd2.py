@@ -23,7 +23,7 @@ from torch import Tensor
 from genlab.core.contracts import Batch, Network, to_float
 from genlab.core.errors import ConfigError, GenlabError
 from genlab.core.generator import Generator
-from genlab.distillation.discriminator import Critic, Noised, features, head_for
+from genlab.distillation.discriminator import Critic, Discriminator, Noised, features, head_for
 from genlab.distillation.losses import balance, convince, matching_gradient, pull, tell_apart
 from genlab.distillation.settings import DistillationSettings, Parts
 from genlab.distillation.spread import Spread
@@ -59,8 +59,9 @@ class Dmd2Settings(DistillationSettings):
     """Share of the way from data to noise at which the discriminator judges; little noise shows it more."""
     critic_gan_weight: PositiveFloat = 1e-2
     """Of the discriminator's loss in the critic's."""
-    gan_features: Literal["critic", "teacher"] = "critic"
-    """Whose features the discriminator sees: the critic's, which learn with it, or the frozen teacher's."""
+    gan_features: Literal["critic", "teacher", "own"] = "critic"
+    """Whose features the discriminator sees: the critic's, which learn with it, the frozen teacher's, or those of a
+    small network of its own."""
     backward_simulation: bool = True
     """Train later steps on the student's own samples, noised again; otherwise on noised data."""
     teacher_precision: Literal["fp32", "bf16"] = "fp32"
@@ -141,8 +142,13 @@ class Dmd2:
         return real, self.critic.data(out, x, t)
 
     def judged(self, networks: Networks, samples: Labelled, draw: Draw) -> Noised | Tensor:
-        """What the critic's head is to be given for the noised samples: inputs, or the teacher's features of them."""
+        """What the critic's head is to be given for the noised samples: the critic's inputs, the teacher's features of
+        them, or states of variance 1 and levels from 0 (data) to 1 (noise)."""
         x = self.judge.noised(samples.data, *draw)
+        if self.settings.gan_features == "own":
+            c = self.judge.coefficients(draw.t, x)
+            level = torch.atan2(c.sigma, c.alpha).float().flatten() * (2 / torch.pi)
+            return Noised((x / torch.hypot(c.alpha, c.sigma)).float(), level, samples.label)
         noised = Noised(*self.judge.inputs(x, draw.t), samples.label)
         if self.settings.gan_features == "critic":
             return noised
@@ -251,12 +257,17 @@ class Dmd2Objective(GenerationObjective):
         self.made: list[Labelled] = []  # this step's samples, for the critic
 
     def _make_critic(self, network: Network, teacher: Network) -> Critic:
-        spec = self.generator.tokenizer.spec
-        judge = network if self.settings.gan_features == "critic" else teacher
-        head = head_for(judge, spec) if self.settings.gan_weight else torch.nn.Identity()
         own = copy.deepcopy(network).requires_grad_()
         own.activation_checkpointing = self.training.activation_checkpointing
-        return Critic(own, head)
+        return Critic(own, self._make_head(network, teacher))
+
+    def _make_head(self, network: Network, teacher: Network) -> torch.nn.Module:
+        spec = self.generator.tokenizer.spec
+        if not self.settings.gan_weight:
+            return torch.nn.Identity()
+        if self.settings.gan_features == "own":
+            return Discriminator(spec.channels, spec.grid, network.num_classes)
+        return head_for(network if self.settings.gan_features == "critic" else teacher, spec)
 
     def roles(self) -> dict[str, Role]:
         t, lr = self.training, self.settings.critic_lr or self.training.lr

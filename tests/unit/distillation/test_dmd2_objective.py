@@ -11,9 +11,9 @@ from genlab.core.contracts import Batch
 from genlab.core.errors import ConfigError, GenlabError
 from genlab.core.generator import Generator
 from genlab.core.weights import fill_all
-from genlab.distillation.discriminator import Noised
+from genlab.distillation.discriminator import Discriminator, Noised
 from genlab.distillation.dmd2 import Dmd2Settings, Draw, Labelled
-from genlab.distillation.losses import convince, matching_gradient, pull
+from genlab.distillation.losses import convince, matching_gradient, pull, tell_apart
 from genlab.distillation.settings import Parts
 from genlab.networks.dimr import DiMRConfig
 from genlab.networks.dit import DiTConfig
@@ -122,7 +122,7 @@ def test_micro_batches_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-@pytest.mark.parametrize("features", ["critic", "teacher"])
+@pytest.mark.parametrize("features", ["critic", "teacher", "own"])
 def test_any_process_teaches(tmp_path, kind, features):
     options = {"gan_features": features, "gan_balance": True, "teacher_guidance": 3.0}  # 1: no force at first
     trained = objective(UNET if kind == "edm" else DIT, PROCESSES[kind], **options)
@@ -158,6 +158,23 @@ def test_one_pass_of_the_critic_is_two_of_its_parts(network, recompute):
     (out.sum() + logits.sum()).backward()
     silent = [name for name, p in made.named_parameters() if p.grad is None]
     assert all("stages.0.head" in name for name in silent)  # DiMR's coarse prediction was not asked for
+
+
+@pytest.mark.parametrize("side", [(8, 8), (4, 16), (1, 3)])
+def test_a_discriminator_of_its_own_learns_what_a_class_looks_like(side):
+    """Levels and classes count, whatever the shape: class 0 is bright, class 1 dark."""
+    torch.manual_seed(0)
+    judge = Discriminator(3, side, 2, width=8, hidden=16)
+    optimizer = torch.optim.Adam(judge.parameters(), 1e-2)
+    label, t = torch.arange(32) % 2, torch.rand(32)
+    bright = (1.0 - 2 * label).view(-1, 1, 1, 1) + 0.1 * torch.randn(32, 3, *side)
+    for step in range(40):
+        loss = tell_apart(judge(Noised(bright, t, label)), judge(Noised(-bright, t, label))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert step > 0 or all(parameter.grad.any() for parameter in judge.parameters())
+        optimizer.step()
+    assert loss < 0.2
 
 
 def test_the_students_gradient_is_that_of_both_losses_written_out():
