@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,8 @@ class Discriminator(nn.Module):
 class Critic(WithHead):
     """A denoiser of the student's samples with a head that tells them from real ones.
 
-    Both are used in one forward pass, so that DDP sees it once before each backward pass.
+    Both are used in one forward pass, so that DDP sees it once before each backward pass. The denoiser stays in
+    evaluation mode: whatever its teacher was trained with, DMD2 has no dropout.
     """
 
     def __init__(self, network: Network, head: nn.Module):
@@ -128,6 +129,11 @@ class Critic(WithHead):
         if isinstance(judged, Noised) and not isinstance(self.head, Discriminator):
             judged = features(self.trained, judged)
         return out, self.head(judged)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.trained.eval()
+        return self
 
     def normalise_weights(self) -> None:
         if isinstance(self.trained, Network):

@@ -160,6 +160,15 @@ def test_one_pass_of_the_critic_is_two_of_its_parts(network, recompute):
     assert all("stages.0.head" in name for name in silent)  # DiMR's coarse prediction was not asked for
 
 
+def test_the_critic_has_no_dropout_whatever_its_teacher_had(tmp_path):
+    """Its gradient is the same in two passes of one step."""
+    trained = objective(UNET.model_copy(update={"dropout": 0.5}), EdmConfig())
+    loop(tmp_path, trained).step(feed(0, 4))
+    noised = Noised(torch.ones(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1]))
+    assert trained.critic.training
+    assert torch.equal(trained.critic(noised)[0], trained.critic(noised)[0])
+
+
 @pytest.mark.parametrize("side", [(8, 8), (4, 16), (1, 3)])
 def test_a_discriminator_of_its_own_learns_what_a_class_looks_like(side):
     """Levels and classes count, whatever the shape: class 0 is bright, class 1 dark."""
