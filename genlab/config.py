@@ -181,6 +181,11 @@ class _Run(Settings):
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in free}
         return dict(_flatten(tree))
 
+    def _refuse_label_dropout(self, what: str) -> None:
+        """Raises ConfigError if it is set, for runs that train without it."""
+        if self.training.label_dropout != TrainingSettings.model_fields["label_dropout"].default:
+            raise ConfigError(f"training.label_dropout means nothing to {what}; remove it")
+
 
 class TokenizerRunConfig(_Run):
     """One training run of a tokenizer: what reconstructs which images, judged how."""
@@ -192,8 +197,7 @@ class TokenizerRunConfig(_Run):
     def _parts_fit(self) -> Self:
         """What can be known without data, weights or a device."""
         self.reconstruction.check(self.tokenizer.latent_spec(self.data.size))
-        if self.training.label_dropout != TrainingSettings.model_fields["label_dropout"].default:
-            raise PydanticCustomError("mismatch", "training.label_dropout means nothing to a tokenizer; remove it", {})
+        self._refuse_label_dropout("a tokenizer")
         return self
 
 
@@ -241,6 +245,8 @@ class RunConfig(_Run, GeneratorConfig[S], Generic[S]):
             return
         if self.finetune is not None or self.alignment is not None:
             raise ConfigError("distillation goes with neither finetune nor alignment; remove them")
+        if not self.distillation.drops_labels:
+            self._refuse_label_dropout(f"distillation {self.distillation.name}, whose students always know their class")
         teacher, recipe = self.distillation.teacher, self.distillation.recipe
         known = recipe is not None and (Path(recipe).exists() or not Path(teacher).exists())
         self.distillation.check(self.parts(), load(str(recipe)).parts() if known else None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from genlab import config as configs
 from genlab import pretrained
 from genlab.config import RunConfig
-from genlab.convert import autoencoders, dit, edm, enat, var
+from genlab.convert import autoencoders, dit, edm, enat, flax_pickle, shortcut, var
 from genlab.convert.checkpoint_files import find_state, read_checkpoint
 from genlab.convert.fetch import fetch
 from genlab.convert.generators import FAMILIES, Family, Found, Hints, recognise
@@ -31,10 +31,14 @@ _LICENSES = {
     "repa": "mit",
     "edm": "cc-by-nc-sa-4.0",
     "edm2": "cc-by-nc-sa-4.0",
+    "meanflow": "mit",
+    "imf": "mit",
+    "shortcut": "mit",
 }
 """Of the published weights, as far as they state one."""
 _TOKENIZERS = {
     "tokenizers/sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
+    "tokenizers/sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
     "tokenizers/vavae-f16d32": "hustvl/vavae-imagenet256-f16d32-dinov2:vavae-imagenet256-f16d32-dinov2.pt",
     "tokenizers/sd-vae-edm2": "stabilityai/sd-vae-ft-mse --statistics edm2",
     "tokenizers/kl-16": "kl16.ckpt",
@@ -75,10 +79,10 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
         found, which = _diffusers_network(source), "unnamed"
     elif kind is not None or options.origin == "tokenizer":
         return _tokenizer(source, out, options)
-    elif source.suffix == ".pkl":
+    elif source.suffix == ".pkl" and options.origin != "shortcut":
         found, which = recognise(edm.read_pickle(source), str(source)), "ema"
     else:
-        content = _under_common_names(read_checkpoint(source))
+        content = _content(source)
         if options.origin is None and _is_tokenizer(find_state(content, str(source))):
             return _tokenizer(source, out, options)
         state, which = dit.select(content, str(source), options.weights)
@@ -96,6 +100,13 @@ def check_free(out: Path) -> None:
 
 def _is_tokenizer(state: Mapping[str, Tensor]) -> bool:
     return any("decoder.conv_in." in key for key in state)
+
+
+def _content(source: Path) -> Any:
+    """What a checkpoint file holds, with its weights under `model` and averages under `ema` where it has several."""
+    if flax_pickle.matches(source):
+        return shortcut.named(flax_pickle.read(source), str(source))
+    return _under_common_names(read_checkpoint(source))
 
 
 def _under_common_names(content: Any) -> Any:
@@ -260,6 +271,9 @@ def _recipe(found: Found, family: Family) -> Path:
         "mvar": "imagenet256/mvar_d24",
         "xar": f"imagenet256/{preset or 'xar_b'}",
         "enat": f"{large}/enat_l",
+        "meanflow": f"imagenet256/meanflow_{'b_4' if preset == 'dit_b_4' else 'xl_2'}",
+        "imf": "imagenet256/imf_xl_2",
+        "shortcut": "imagenet256/shortcut_xl_2",
         "edm": "imagenet64/edm_adm" if preset == "adm_imagenet64" else "",
         "edm2": "imagenet512/edm2_s" if (found.grid, found.channels) == ((64, 64), 4) else "",
     }

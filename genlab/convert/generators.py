@@ -13,7 +13,20 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
 
-from genlab.convert import arflow, dimr, dit, edm, enat, fit, sit, var, xar
+from genlab.convert import (
+    arflow,
+    dimr,
+    dit,
+    edm,
+    enat,
+    fit,
+    improved_mean_flow,
+    mean_flow,
+    shortcut,
+    sit,
+    var,
+    xar,
+)
 from genlab.core.contracts import LatentSpec, Network
 from genlab.core.errors import CheckpointError
 from genlab.networks.arflow import ARFlow
@@ -23,11 +36,13 @@ from genlab.networks.edm2 import Edm2
 from genlab.networks.edm_unet import EdmUNet
 from genlab.networks.enat import ENAT
 from genlab.networks.fit import FiT
+from genlab.networks.imf_dit import IMFDiT
+from genlab.networks.interval_dit import IntervalDiT
 from genlab.networks.xar import XAR
 
 Family: TypeAlias = Literal[
     "dit", "sit", "repa", "lightningdit", "dimr", "fit", "arflow", "var", "flexvar", "mvar", "xar", "enat",
-    "edm", "edm2",
+    "edm", "edm2", "meanflow", "imf", "shortcut",
 ]  # fmt: skip
 State: TypeAlias = Mapping[str, Tensor]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -61,7 +76,7 @@ class Architecture:
     network: Callable[..., Any]
     load: Callable[[Any, State], Network]
     any_grid: bool = False
-    """Whether it works on other grids than it was trained on."""
+    """Whether it works on other grids than it was trained on, or its weights do not tell that one."""
 
 
 class Found(NamedTuple):
@@ -212,6 +227,35 @@ _ARCHITECTURES = (
         FiT,
         fit.load,
         any_grid=True,  # as its positions are rotary alone
+    ),
+    Architecture(
+        "interval_dit",
+        ("meanflow",),
+        mean_flow.matches,
+        lambda state, hints: sit.dit_arguments(state, hints.heads),
+        lambda arguments, state: dit.preset_of(arguments),
+        IntervalDiT,
+        mean_flow.load,
+    ),
+    Architecture(
+        "interval_dit",
+        ("shortcut",),
+        shortcut.matches,
+        lambda state, hints: shortcut.shortcut_arguments(state, hints.heads),
+        lambda arguments, state: dit.preset_of(arguments),
+        IntervalDiT,
+        shortcut.load,
+        any_grid=True,
+    ),
+    Architecture(
+        "imf_dit",
+        ("imf",),
+        improved_mean_flow.matches,
+        lambda state, hints: improved_mean_flow.imf_dit_arguments(state),
+        lambda arguments, state: improved_mean_flow.preset_of(arguments),
+        IMFDiT,
+        improved_mean_flow.load,
+        any_grid=True,
     ),
     Architecture(
         "dit",

@@ -10,12 +10,17 @@ from torch import Tensor
 
 from genlab.core.errors import CheckpointError
 from genlab.core.weights import fill_all
-from genlab.networks.imf_dit import IMFDiT
+from genlab.networks.imf_dit import PRESETS, IMFDiT, IMFDiTConfig
 
 
 def our_name(name: str) -> str:
     """The name in IMFDiT of a parameter of the official PyTorch branch."""
     return re.sub(r"\._flax_(linear|embedding)\b", "", name)
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is an improved MeanFlow network."""
+    return {"u_final_layer.norm.weight", "omega_tokens"} <= set(state)
 
 
 def imf_dit_arguments(state: Mapping[str, Tensor], grid: tuple[int, int] = (32, 32)) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def imf_dit_arguments(state: Mapping[str, Tensor], grid: tuple[int, int] = (32, 
         "width": width,
         "depth": blocks["shared_blocks"] + blocks["u_heads"],
         "heads": width // len(block["attn.q_norm"]),
-        "hidden": len(block["mlp.w1"]),
+        "mlp_ratio": _mlp_ratio(width, len(block["mlp.w1"])),
         "head_depth": blocks["u_heads"],
         **{f"{name}_tokens": count for name, count in tokens.items()},
         "num_classes": rows - 1,
@@ -54,11 +59,26 @@ def imf_dit_arguments(state: Mapping[str, Tensor], grid: tuple[int, int] = (32, 
     }
 
 
+def preset_of(arguments: Mapping[str, Any]) -> str | None:
+    """The published network whose sizes are these arguments of `IMFDiT`, with or without the head for the velocity."""
+    for name in PRESETS:
+        sizes = IMFDiTConfig(preset=name).model_dump(exclude={"name", "preset", "velocity_head"})
+        if all(arguments[key] == value for key, value in sizes.items()):
+            return name
+    return None
+
+
 def load(network: IMFDiT, state: Mapping[str, Tensor]) -> IMFDiT:
     """Put official parameters into `network` and return it. Raises CheckpointError when names or shapes differ."""
     values = {our_name(key): value for key, value in state.items()}
     fill_all(network.state_dict(), values, "the checkpoint does not fit the network")
     return network
+
+
+def _mlp_ratio(width: int, hidden: int) -> float:
+    """The ratio that makes a network of this width have so many hidden features: the published one, if it does."""
+    published: float = IMFDiTConfig.model_fields["mlp_ratio"].default
+    return published if int(width * published) == hidden else (hidden + 0.5) / width
 
 
 def _count(state: Mapping[str, Tensor], part: str) -> int:

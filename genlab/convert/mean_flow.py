@@ -24,6 +24,11 @@ def our_name(name: str) -> str:
     return name
 
 
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of the port's networks."""
+    return {"r_embedder.mlp.0.weight", "x_embedder.proj.weight", "pos_embed"} <= set(state)
+
+
 def load(network: IntervalDiT, state: Mapping[str, Tensor]) -> IntervalDiT:
     """Put the port's parameters into `network` and return it. Raises CheckpointError when names or shapes differ."""
     values = {our_name(key): value for key, value in state.items()}

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from genlab.convert import flax_pickle, sit
 from genlab.core.errors import CheckpointError
 from genlab.core.weights import fill_all
 from genlab.networks.interval_dit import IntervalDiT
@@ -35,6 +37,58 @@ _BLOCK = {
 }
 _KEY, _QUERY, _VALUE = "Dense_1", "Dense_2", "Dense_3"
 _LEAVES = {"kernel": "weight", "bias": "bias", "embedding": "weight"}
+_WEIGHTS = {"params_ema": "ema", "params": "model"}
+"""What the training code calls the average and the weights themselves."""
+
+
+def named(content: Any, where: str) -> dict[str, dict[str, Tensor]]:
+    """A checkpoint of the training code, a tree with a `train_state`, as `ema` and `model` by paths.
+
+    Raises:
+        CheckpointError: it holds no such weights.
+    """
+    state = content.get("train_state", content) if isinstance(content, Mapping) else {}
+    trees = {ours: state[theirs] for theirs, ours in _WEIGHTS.items() if isinstance(state.get(theirs), Mapping)}
+    if not trees:
+        raise CheckpointError(f"{where}: a pickle, but no checkpoint of shortcut models (train_state: params_ema)")
+    return {name: flax_pickle.flat(tree) for name, tree in trees.items()}
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether named parameters are a shortcut DiT's."""
+    return {"TimestepEmbedder_1/Dense_0/kernel", "PatchEmbed_0/Conv_0/kernel"} <= set(state)
+
+
+def shortcut_arguments(
+    tree: Mapping[str, Tensor], heads: int | None = None, grid: tuple[int, int] = (32, 32)
+) -> dict[str, Any]:
+    """The arguments of `IntervalDiT` that fit a tree, read from its names and shapes.
+
+    Args:
+        heads: attention heads, where depth and width are of no published size.
+        grid: of the latents, of which the weights tell nothing; published ones are for 32 x 32.
+
+    Raises:
+        CheckpointError: not a shortcut DiT, or `heads` is needed.
+    """
+    try:
+        patch, _, channels, width = tree["PatchEmbed_0/Conv_0/kernel"].shape
+        hidden = tree["DiTBlock_0/MlpBlock_0/Dense_0/kernel"].shape[1]
+        rows = len(tree["LabelEmbedder_0/Embed_0/embedding"])
+    except KeyError as error:
+        raise CheckpointError(f"no shortcut DiT: the parameter {error} is missing") from error
+    depth = len({path.split("/")[0] for path in tree if path.startswith("DiTBlock_")})
+    plain = sit.from_constructor({"learn_sigma": False})
+    return plain | {
+        "grid": grid,
+        "channels": channels,
+        "patch": patch,
+        "width": width,
+        "depth": depth,
+        "heads": heads or sit.preset_heads(depth, width),
+        "mlp_ratio": hidden / width,
+        "num_classes": rows - 1,
+    }
 
 
 def load(network: IntervalDiT, tree: Mapping[str, Tensor]) -> IntervalDiT:

@@ -73,7 +73,7 @@ def dit_arguments(state: Mapping[str, Tensor], heads: int | None = None) -> dict
         "patch": patch,
         "width": width,
         "depth": depth,
-        "heads": heads or (_preset_heads(depth, width) if qk is None else width // len(qk)),
+        "heads": heads or (preset_heads(depth, width) if qk is None else width // len(qk)),
         "mlp_ratio": _mlp_ratio(width, hidden.shape[1], swiglu),
         "num_classes": rows - 1,
         "learn_sigma": outputs == 2 * patch * patch * channels,
@@ -111,15 +111,8 @@ def from_repa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return values | {f"{last}.{name}": -values[f"{last}.{name}"] for name in ("weight", "bias")}
 
 
-def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
-    """The ratio that makes a DiT of this width have so many hidden features."""
-    if not swiglu:
-        return hidden / width
-    candidates = [4.0, *((1.5 * hidden + step / 2) / width for step in range(6))]  # rounded down twice on the way
-    return next(ratio for ratio in candidates if int(2 / 3 * int(width * ratio)) == hidden)
-
-
-def _preset_heads(depth: int, width: int) -> int:
+def preset_heads(depth: int, width: int) -> int:
+    """Attention heads of the published DiT of this depth and width. Raises CheckpointError if there is none."""
     for sizes in PRESETS.values():
         if (sizes["depth"], sizes["width"]) == (depth, width):
             return sizes["heads"]
@@ -127,3 +120,11 @@ def _preset_heads(depth: int, width: int) -> int:
         f"a DiT of depth {depth} and width {width} is no published size, and the number of attention heads "
         "cannot be read from the weights: give `heads`"
     )
+
+
+def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> float:
+    """The ratio that makes a DiT of this width have so many hidden features."""
+    if not swiglu:
+        return hidden / width
+    candidates = [4.0, *((1.5 * hidden + step / 2) / width for step in range(6))]  # rounded down twice on the way
+    return next(ratio for ratio in candidates if int(2 / 3 * int(width * ratio)) == hidden)

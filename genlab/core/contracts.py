@@ -169,6 +169,11 @@ class Process(ABC):
     takes_average: ClassVar[bool] = False
     """Whether `loss` also takes `average`: the network under its moving average, without gradients."""
 
+    @property
+    def average_decay(self) -> Callable[[int], float] | None:
+        """That average's decay in update 0, 1, ..., if it has one of its own; else it is the first that a run keeps."""
+        return None
+
     def over(self, tokenizer: Tokenizer) -> Process:
         """The process on the tokens of `tokenizer`; one that needs more of it than its spec keeps a reference here."""
         return self

@@ -9,7 +9,7 @@ networks put out, which for EDM's preconditioned networks is EDM's weighted erro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class ScoreMatchingSettings(DistillationSettings):
     The recipe's process is the teacher's, and its training.label_dropout should be too: what the student can be guided
     away from, it must have heard.
     """
+
+    drops_labels: ClassVar[bool] = True
 
     name: Literal["score_matching"] = "score_matching"
     init: str = "fresh"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ class Parts(NamedTuple):
 
 class DistillationSettings(Settings):
     """A student that learns from a trained generator. Subclasses add a `name`, what they weigh, and `objective`."""
+
+    drops_labels: ClassVar[bool] = False
+    """Whether students also train without their labels, as often as training.label_dropout says."""
 
     teacher: str
     """A trained denoiser: a run folder, an export or a hub repository."""

@@ -40,6 +40,11 @@ class MultiStudentSettings(Settings):
         """The config that trains the teacher."""
         return self.each.recipe
 
+    @property
+    def drops_labels(self) -> bool:
+        """Whether students also train without their labels."""
+        return self.each.drops_labels
+
     def check(self, student: Parts, teacher: Parts | None) -> None:
         """Whether one student fits the teacher, see DistillationSettings. Raises ConfigError."""
         self.each.check(student, teacher)

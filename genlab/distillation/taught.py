@@ -120,6 +120,7 @@ def student_levels(process: Process) -> Levels:
 class LessonSettings(DistillationSettings):
     """Base of the `distillation:` sections whose student learns by a lesson."""
 
+    drops_labels: ClassVar[bool] = True
     averaged: ClassVar[bool] = False
     """Whether the lesson asks the student's moving average."""
 

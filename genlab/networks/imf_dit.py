@@ -126,7 +126,7 @@ class IMFDiT(Network):
         grid: (H, W), each divisible by `patch`.
         channels: C.
         patch, width, depth, heads: the sizes; `width` divisible by `heads`, and width / heads even.
-        hidden: of the perceptrons.
+        mlp_ratio: hidden features of the perceptrons, as a multiple of the width, rounded down.
         head_depth: how many of the last blocks each head has of its own.
         class_tokens, guidance_tokens, window_tokens, time_tokens: how many tokens carry each condition; the window of
             guidance has `window_tokens` for each of its ends.
@@ -148,7 +148,7 @@ class IMFDiT(Network):
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
-        hidden: int = 2048,
+        mlp_ratio: float = 8 / 3,
         head_depth: int = 8,
         class_tokens: int = 8,
         guidance_tokens: int = 4,
@@ -180,7 +180,7 @@ class IMFDiT(Network):
         rope = SequenceRope(width // heads, conditions + self.token_grid[0] * self.token_grid[1])
 
         def blocks(count: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(width, heads, hidden, rope) for _ in range(count))
+            return nn.ModuleList(Block(width, heads, int(width * mlp_ratio), rope) for _ in range(count))
 
         self.shared_blocks = blocks(depth - head_depth)
         self.u_heads, self.u_final_layer = blocks(head_depth), FinalLayer(width, patch * patch * channels)
@@ -303,9 +303,8 @@ class IMFDiTConfig(Settings):
         """The network for latents of `spec` and K = num_classes (0: unconditional). Raises ConfigError."""
         if spec.kind not in self.latents:
             raise ConfigError(f"network imf_dit works on continuous latents: got {spec.kind} from the tokenizer")
-        sizes = self.model_dump(exclude={"name", "preset", "mlp_ratio"})
-        hidden = int(self.width * self.mlp_ratio)
-        return IMFDiT(grid=spec.grid, channels=spec.channels, hidden=hidden, num_classes=num_classes, **sizes)
+        sizes = self.model_dump(exclude={"name", "preset"})
+        return IMFDiT(grid=spec.grid, channels=spec.channels, num_classes=num_classes, **sizes)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

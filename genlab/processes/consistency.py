@@ -91,6 +91,10 @@ class AveragedConsistency(Consistency):
 
     takes_average: ClassVar[bool] = True
 
+    @property
+    def average_decay(self) -> Callable[[int], float] | None:
+        return self.curriculum.average_decay
+
 
 @contextmanager
 def replayed(device: torch.device) -> Iterator[Callable[[], Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple, Self, TypeAlias
 
@@ -41,6 +42,11 @@ class Curriculum(Settings):
     averaged_target: ClassVar[bool] = False
     """Whether the target is the network's moving average; else its present weights."""
 
+    @property
+    def average_decay(self) -> Callable[[int], float] | None:
+        """The decay of that average in update 0, 1, ..., if it has one of its own."""
+        return None
+
     @abstractmethod
     def pair(self, rng: SampleRng, step: int, sigma_data: float) -> Pair:
         """One pair for each stream, at update `step` (0, 1, ...)."""
@@ -62,6 +68,11 @@ class ConsistencyTraining(Curriculum):
     """s1: intervals at the last update. 200 for ImageNet-64, 150 for LSUN."""
     steps: PositiveInt = 800_000
     """Updates over which the grid grows."""
+    target: Literal["adaptive", "fixed"] = "adaptive"
+    """Whose average the target is: adaptive keeps one whose decay rises with the number of intervals N, to
+    first_decay^(s0 / N); fixed takes the first of training.ema."""
+    first_decay: float = Field(0.95, gt=0, lt=1)
+    """mu0."""
     metric: Metric = "l2"
     weight: LevelWeight = "uniform"
     sigma_min: PositiveFloat = 0.002
@@ -74,9 +85,13 @@ class ConsistencyTraining(Curriculum):
         first, last = self.intervals_start**2, (self.intervals_end + 1) ** 2
         return max(math.ceil(math.sqrt(share * (last - first) + first) - 1), 1)
 
-    def target_decay(self, step: int, first: float = 0.95) -> float:
+    def target_decay(self, step: int) -> float:
         """The decay of the target's average that goes with the grid of update `step`: mu0^(s0 / N)."""
-        return math.exp(self.intervals_start * math.log(first) / self.intervals(step))
+        return math.exp(self.intervals_start * math.log(self.first_decay) / self.intervals(step))
+
+    @property
+    def average_decay(self) -> Callable[[int], float] | None:
+        return self.target_decay if self.target == "adaptive" else None
 
     def pair(self, rng: SampleRng, step: int, sigma_data: float) -> Pair:
         grid = descending(self.sigma_max, self.sigma_min, self.intervals(step) + 1, self.rho)

@@ -132,6 +132,11 @@ class Latents:
         """Codes [...,D] -> [...,D,C]. Raises DataError for codes that do not exist."""
         return self.quantizer.embed(codes) * self.scale
 
+    def found(self, codes: Tensor) -> Tensor:
+        """As `vectors`, of codes that a search gave: they are not checked, which would wait for the device."""
+        parts = [F.embedding(part, self.quantizer.book(depth).table()) for depth, part in enumerate(codes.unbind(-1))]
+        return torch.stack(parts, dim=-2) * self.scale
+
     def spread(self, device: torch.device) -> Tensor:
         """`units` [D+1] as a tensor, to be looked up by numbers of masked codes."""
         return torch.tensor(self.units or [1.0] * (self.quantizer.depth + 1), device=device)
@@ -274,7 +279,7 @@ def _confidence(
     first = depth - state.masked  # [B,L]
     codes = guess(state, latent, latents)
     own = ~residual_fill.visible(state.masked, depth)  # [B,L,D]
-    sums = (latents.vectors(codes) * own.unsqueeze(-1)).cumsum(-2)  # [B,L,D,C]
+    sums = (latents.found(codes) * own.unsqueeze(-1)).cumsum(-2)  # [B,L,D,C]
     left = -(latent.unsqueeze(-2) - sums).square().sum(-1)  # [B,L,D], after each depth
     order = (first.unsqueeze(-1) + torch.arange(depth, device=left.device)).clamp_max(depth - 1)
     return left.gather(-1, order)

@@ -3,7 +3,7 @@
     checkpoints/000123456/            (images seen)
         state.json                    format, versions, counters, and the size of every file
         ROLE.safetensors              weights
-        ROLE.ema-0.999.safetensors    one for each average (power-0.05 for one of a power function)
+        ROLE.ema-0.999.safetensors    one for each average (power-0.05 for one of a power function, target for losses)
         ROLE.optimizer.safetensors    `PARAMETER/KEY` -> tensor
 
 Random numbers need no saving: they are functions of the seed and of the images seen.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -85,6 +85,21 @@ class Ema(Average):
 
     def keep(self, update: int) -> float:
         return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
+
+
+class Target(Average):
+    """Exponential with a decay of its own in every update, for losses to call; see `Role.average_decay`."""
+
+    def __init__(self, network: nn.Module, decay: Callable[[int], float]):
+        super().__init__(network)
+        self.decay = decay
+
+    @property
+    def name(self) -> str:
+        return "target"
+
+    def keep(self, update: int) -> float:
+        return self.decay(update - 1)
 
 
 class PowerEma(Average):

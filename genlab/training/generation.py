@@ -43,7 +43,8 @@ class GenerationObjective(Objective):
         self.aligned = aligned
 
     def roles(self) -> dict[str, Role]:
-        role = replace(self.role, average=self.generator.process.takes_average)
+        process = self.generator.process
+        role = replace(self.role, average=process.takes_average, average_decay=process.average_decay)
         roles = {"network": role, "tokenizer": Role(self.generator.tokenizer)}
         return roles if self.aligned is None else {**roles, "encoder": Role(self.aligned.encoder)}
 

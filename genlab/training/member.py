@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from genlab.core import weights
 from genlab.core.errors import ConfigError
-from genlab.training.ema import Average, Ema, PowerEma, view
+from genlab.training.ema import Average, Ema, PowerEma, Target, view
 from genlab.training.objective import Role
 from genlab.training.snapshots import Snapshot
 
@@ -23,7 +23,8 @@ class Member:
     Attributes:
         wrapped: the network to call on this role's own turn (DDP, FSDP); under a full shard, always.
         bare: the network as the objective holds it.
-        average: the network under its first average, for roles that ask for it.
+        average: the network under the average that losses call, for roles that ask for it.
+        emas: the averages to sample from; `kept` are all.
     """
 
     def __init__(self, name: str, role: Role, accelerator: Accelerator, compile: bool):
@@ -38,6 +39,9 @@ class Member:
             self.wrapped, self.prepared = accelerator.prepare(self.bare, optimizer)
         self.emas: list[Average] = [Ema(self.bare, decay, role.ema_warmup) for decay in role.ema]
         self.emas += [PowerEma(self.bare, std) for std in role.ema_power]
+        self.kept = list(self.emas)
+        if role.average_decay is not None:
+            self.kept.insert(0, Target(self.bare, role.average_decay))
         self.parameters = [p for p in self.bare.parameters() if p.requires_grad]
         self.average = self._average() if role.average else None
 
@@ -49,7 +53,7 @@ class Member:
     def _average(self) -> nn.Module:
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise ConfigError(f"{self.name}: its loss needs its average whole; use DDP in place of FSDP")
-        return view(self.bare, self.emas[0].state if self.emas else {})
+        return view(self.bare, self.kept[0].state if self.kept else {})
 
     def set_rate(self, factor: float, progress: float) -> None:
         """Set the learning rate to `factor` times its peak, and the weight decay to that at `progress` of training."""
@@ -71,13 +75,13 @@ class Member:
         """One optimizer step, and the averages after it. Gradients are dropped."""
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
-        for ema in self.emas:
+        for ema in self.kept:
             ema.update()
 
     def tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """(file stem, named tensors) of all that a checkpoint holds of this role. Collective when sharded."""
         yield self.name, {name: weights.full(value) for name, value in self.bare.state_dict().items()}
-        for ema in self.emas:
+        for ema in self.kept:
             yield f"{self.name}.{ema.name}", {name: weights.full(value) for name, value in ema.state.items()}
         yield (
             f"{self.name}.optimizer",
@@ -90,7 +94,7 @@ class Member:
 
     def counters(self) -> dict[str, int]:
         """The JSON part: how many updates the averages have seen."""
-        return {f"{self.name}.{ema.name}": ema.updates for ema in self.emas}
+        return {f"{self.name}.{ema.name}": ema.updates for ema in self.kept}
 
     def snapshots(self) -> list[Snapshot]:
         """The power-function averages as they are now. Collective when sharded."""
@@ -105,7 +109,7 @@ class Member:
         """Restore from a checkpoint folder. Raises CheckpointError if it does not fit."""
         file = folder / f"{self.name}.safetensors"
         weights.fill_all(self.bare.state_dict(), weights.read_tensors(file), str(file))
-        for ema in self.emas:
+        for ema in self.kept:
             stem = f"{self.name}.{ema.name}"
             file = folder / f"{stem}.safetensors"
             weights.fill_all(ema.state, weights.read_tensors(file), str(file))

@@ -16,7 +16,7 @@ from samplers.noise import SampleRng
 Networks: TypeAlias = Mapping[str, Callable[..., Any]]
 """Role -> network to call. The role whose turn it is comes wrapped (DDP, FSDP); all others are bare and frozen.
 
-"ROLE.average" is there too for each role with `average`: the same network under its first moving average.
+"ROLE.average" is there too for each role with `average`: the same network under a moving average.
 """
 
 Loss: TypeAlias = Callable[[Networks, Batch, SampleRng], dict[str, Tensor]]
@@ -42,7 +42,9 @@ class Role:
     ema_power: tuple[float, ...] = ()
     """Relative widths of the power-function averages to keep beside them."""
     average: bool = False
-    """Whether losses also call the network under its first average (its present weights, if it keeps none)."""
+    """Whether losses also call the network under an average: the first (or its present weights, if it keeps none)."""
+    average_decay: Callable[[int], float] | None = None
+    """Of an average that is kept for these calls alone: its decay in update 0, 1, ..."""
 
 
 @dataclass(frozen=True)

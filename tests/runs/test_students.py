@@ -25,7 +25,7 @@ data: {name: digits}
 tokenizer: {name: pixels, channels: 1}
 network: {name: dit, depth: 1, width: 32, heads: 2, patch: 4}
 process: {name: few_step, base: {name: flow}, levels: 2}
-training: {images: 128, batch: 32, lr: 1.0e-3, ema: [0.5], preview_count: 4, label_dropout: 0.0, checkpoint_every: 64}
+training: {images: 128, batch: 32, lr: 1.0e-3, ema: [0.5], preview_count: 4, checkpoint_every: 64}
 sampling: {}
 distillation:
   name: multi_student

@@ -145,3 +145,23 @@ def test_sampling_is_validated_by_its_process():
     assert (changed.steps, changed.guidance) == (7, 1.5)
     with pytest.raises(ConfigError, match="steps"):
         configs.override_sampling(changed, ["steps=0"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        ("configs/digits/dmd2_flow.yaml", "distillation dmd2"),
+        ("configs/digits/msd_2.yaml", "distillation multi_student"),
+        ("configs/digits/vq.yaml", "a tokenizer"),
+    ],
+)
+def test_dropped_labels_are_refused_where_nothing_drops_them(recipe, trained):
+    with pytest.raises(ConfigError, match=f"^{recipe}: training.label_dropout means nothing to {trained}.*; remove it"):
+        configs.load_run(recipe, ["training.label_dropout=0.2"])
+    assert configs.load_run(recipe, ["training.label_dropout=0.1"]) == configs.load_run(recipe)
+
+
+@pytest.mark.parametrize("recipe", ["consistency_distillation", "msd_tsm"])
+def test_lessons_that_drop_labels_take_any_share(recipe):
+    config = configs.load(f"configs/digits/{recipe}.yaml", ["training.label_dropout=0.2"])
+    assert config.training.label_dropout == 0.2

@@ -29,7 +29,7 @@ def interval_dit():
 
 
 def imf_dit(**options):
-    return filled(IMFDiT((4, 4), 2, hidden=24, head_depth=1, num_classes=3, **SIZES, **options))
+    return filled(IMFDiT((4, 4), 2, mlp_ratio=1.5, head_depth=1, num_classes=3, **SIZES, **options))
 
 
 def inputs():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pydantic import ValidationError
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from genlab.core.contracts import LatentSpec
 from genlab.core.errors import ConfigError, DataError, GenlabError, NonFinite
@@ -13,7 +14,7 @@ from genlab.networks.resgen import ResGenConfig
 from genlab.processes.residual_masked import ResidualMasked, ResidualMaskedConfig, masking
 from genlab.processes.residual_sampling import Latents, ResidualSampling, blank, generate, guess, streams
 from genlab.tokenization.quantizers.residual import ResidualVQ
-from samplers.noise import spawn
+from samplers.noise import SampleRng, spawn
 from samplers.residual_fill import plan, visible
 
 GRID, DEPTH, VOCAB, CHANNELS, CLASSES = (2, 3), 3, 8, 4, 3
@@ -145,6 +146,23 @@ def test_codes_are_revealed_coarse_first_and_as_many_as_planned(confidence, lite
         torch.testing.assert_close(each.after.visible, (latents.vectors(each.after.codes) * shown).sum(-2))
         promised = guess(each.before, each.latent, latents)
         assert torch.equal(promised[shown[..., 0]], each.after.codes[shown[..., 0]]), "as searching everything gives"
+
+
+@pytest.mark.parametrize("confidence", ["likelihood", "weight", "residual"])
+def test_the_loop_never_waits_for_the_device(confidence):
+    settings = SETTINGS.model_copy(update={"confidence": confidence})
+    positions, device = GRID[0] * GRID[1], torch.device("cuda")
+    left = plan(settings.schedule, positions * DEPTH, settings.steps)
+    with FakeTensorMode(), device, torch.no_grad():  # tensors of a GPU that need not be there; reading one is an error
+        latents = Latents(Codes().quantizer)
+        decoder = network().decoder(torch.zeros(4, dtype=torch.int64))
+        state = blank(2, positions, CHANNELS, DEPTH, device)
+        noise = streams(SampleRng(0, torch.arange(2)), positions, DEPTH, CHANNELS)
+        done = list(generate(decoder, latents, state, left, settings, noise, guided=True))
+        assert len(done) == 6 and done[-1].after.codes.device.type == "cuda"
+        assert guess(done[-1].before, done[-1].latent, latents).shape == (2, positions, DEPTH)
+        with pytest.raises(DataDependentOutputException):
+            bool(done[-1].after.masked.any())
 
 
 def test_one_step_is_one_draw():
