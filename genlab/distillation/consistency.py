@@ -7,10 +7,10 @@ levels of its process: what it takes for the data is the consistency function, w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from genlab.core.contracts import Network
@@ -54,7 +54,6 @@ class ConsistencyDistillation(LessonSettings):
     """A student of one or a few steps that agrees with itself along its teacher's flow (CD)."""
 
     name: Literal["consistency"] = "consistency"
-    averaged: ClassVar[bool] = True
     intervals: PositiveInt = 39
     """Steps between noise and data, which levels are drawn from; the paper has 39 on EDM's levels."""
     solver: Solver = "heun"
@@ -63,6 +62,12 @@ class ConsistencyDistillation(LessonSettings):
     """Distance between predictions."""
     weight: LevelWeight = "uniform"
     """Weight over noise levels."""
+    target_decay: float = Field(0.95, ge=0, lt=1)
+    """Of the moving average of the student that is its target; training.ema holds those to sample from."""
+
+    @property
+    def average_decay(self) -> float:
+        return self.target_decay
 
     def lesson(self, own: Levels, theirs: Levels, teacher: Network) -> Lesson:
         """The loss of a student that speaks in `own` levels, of a teacher that speaks in `theirs`."""

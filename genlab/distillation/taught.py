@@ -74,10 +74,16 @@ class Taught(Process):
         return self.base.sample(network, label, spec, rng, settings, on_step)
 
 
+@dataclass(frozen=True)
 class TaughtByAverage(Taught):
-    """A process whose lesson asks the student's moving average too."""
+    """A process whose lesson asks the student's moving average too, which has this decay."""
 
     takes_average: ClassVar[bool] = True
+    decay: float = 0.95
+
+    @property
+    def average_decay(self) -> Callable[[int], float]:
+        return lambda _update: self.decay
 
 
 class TaughtObjective(GenerationObjective):
@@ -86,7 +92,7 @@ class TaughtObjective(GenerationObjective):
     Args:
         student: tokenizer (frozen), network (trained) and process.
         teacher: what the lesson asks; as a role it goes to the right device.
-        averaged: whether the lesson asks the student's moving average.
+        target_decay: of the student's moving average, if the lesson asks it.
         classes: those that a student of several is to know, which no lesson here can do.
     """
 
@@ -99,12 +105,13 @@ class TaughtObjective(GenerationObjective):
         training: TrainingSettings,
         seed: int,
         classes: tuple[int, ...] | None,
-        averaged: bool = False,
+        target_decay: float | None = None,
     ):
         if classes is not None:
             raise ConfigError("distillation: several students of different classes learn by dmd2 only; use that")
         self.teacher = teacher
-        taught = (TaughtByAverage if averaged else Taught)(student.process, lesson)
+        plain = Taught(student.process, lesson)
+        taught = plain if target_decay is None else TaughtByAverage(student.process, lesson, decay=target_decay)
         generator = replace(student, process=taught)
         super().__init__(generator, role, training.label_dropout, training.preview_count, seed)
 
@@ -121,8 +128,11 @@ class LessonSettings(DistillationSettings):
     """Base of the `distillation:` sections whose student learns by a lesson."""
 
     drops_labels: ClassVar[bool] = True
-    averaged: ClassVar[bool] = False
-    """Whether the lesson asks the student's moving average."""
+
+    @property
+    def average_decay(self) -> float | None:
+        """The decay of the student's moving average, if the lesson asks it."""
+        return None
 
     @abstractmethod
     def lesson_of(self, student: Generator, teacher: Generator, seed: int) -> Lesson:
@@ -139,4 +149,4 @@ class LessonSettings(DistillationSettings):
     ) -> TaughtObjective:
         """The student under its lesson. Raises ConfigError for classes."""
         lesson = self.lesson_of(student, teacher, seed)
-        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes, self.averaged)
+        return TaughtObjective(student, teacher.network, role, lesson, training, seed, classes, self.average_decay)
