@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -232,8 +233,8 @@ def convert(
         str | None,
         typer.Option(
             "--from",
-            help="dit, sit, repa, lightningdit, dimr, fit, arflow, var, flexvar, mvar, xar, edm, edm2, tokenizer or "
-            "diffusers. Default: as it looks.",
+            help="dit, sit, repa, lightningdit, dimr, fit, arflow, var, flexvar, mvar, xar, enat, edm, edm2, meanflow, "
+            "imf, shortcut, tokenizer or diffusers. Default: as it looks.",
         ),
     ] = None,
     recipe: Annotated[
@@ -351,6 +352,8 @@ def _version(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 a comparison failed, 2 the user can mend it, 130 interrupted."""
+    # PyTorch's own doing, once in each process that takes a forward derivative.
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     try:
         app(args=arguments, prog_name="genlab")
     except GenlabError as error:

@@ -77,14 +77,14 @@ def evaluate(target: str, options: Options) -> int:
     protocol = choose_protocol(target, options)
     requests = parse_requests(protocol.metrics, protocol.extractor)
     names = sorted({request.extractor for request in requests}, key=lambda name: (name != protocol.extractor, name))
-    extractors = {name: _extractor(name, options, protocol, state.device) for name in names}
     subjects = find_subjects(target, protocol, _subject_options(options), seeds, state.device)
     _check_size(subjects[0].source, protocol)
+    where = find_reference(target, subjects[0], protocol, options.against)
+    extractors = {name: _extractor(name, options, protocol, state.device) for name in names}
     out = options.out or default_folder(target, protocol)
     begun = time.perf_counter()
     with progress_bar(state, "reference") as tick:
         main, *others = extractors.values()
-        where = find_reference(target, subjects[0], protocol, options.against)
         pairs = Need.FEATURES in _needs(requests, names[0])
         against = hold_against(where, subjects[0].source.image_size, main, others, pairs, state, tick)
     reference_seconds = time.perf_counter() - begun

@@ -76,11 +76,10 @@ def sample(
     done = store.done()
     mine = [i for i in range(state.process_index, len(labels), state.num_processes) if i not in done]
     state.wait_for_everyone()  # nobody writes before all have read what is done
-    bar = tqdm(total=len(mine), unit="img", disable=not state.is_main_process)
-    for part in sample_images(generator, labels, seed, mine, batch, settings):
-        store.write(Part(part.indices, part.images, torch.tensor([labels[i] for i in part.indices])))
-        bar.update(len(part.indices))
-    bar.close()
+    with tqdm(total=len(mine), unit="img", disable=not state.is_main_process) as bar:
+        for part in sample_images(generator, labels, seed, mine, batch, settings):
+            store.write(Part(part.indices, part.images, torch.tensor([labels[i] for i in part.indices])))
+            bar.update(len(part.indices))
     state.wait_for_everyone()
     if state.is_main_process:
         store.finish()
@@ -130,12 +129,12 @@ def _write_grid(folder: Path) -> None:
 
 
 def _start(folder: Path, plan: dict[str, Any]) -> None:
-    """Claim the folder for this plan, or check that it continues the same one."""
+    """Claim the folder for this plan, or check that it continues the same one. A plan without images binds nobody."""
     file = folder / PLAN
     if file.exists():
         old = json.loads(file.read_text(encoding="utf-8"))
         other = [key for key in plan if old.get(key) != plan[key]]
-        if other:
+        if other and any(found.name != PLAN for found in folder.iterdir()):
             raise GenlabError(f"{folder}: holds samples of other settings ({', '.join(other)}); choose another --out")
     elif folder.exists() and any(folder.iterdir()):
         raise GenlabError(f"{folder}: is not empty and not genlab's; choose another --out")

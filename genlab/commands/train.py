@@ -208,9 +208,10 @@ def _report_dry_run(
         loop.step(feed)
         steps += 1
     speed = steps * config.training.batch / (time.perf_counter() - begun)
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     rows: dict[str, Any] = {
         "parameters": f"{parameters:,}",
-        "device": f"{accelerator.num_processes} x {accelerator.device} ({accelerator.mixed_precision})",
+        "device": f"{accelerator.num_processes} x {accelerator.device} ({precision})",
         "images per second": f"{speed:,.1f}",
         "memory per process": f"{peak_memory(accelerator.device):.2f} GiB (measured peak)",
         "time to finish": _duration(config.training.total / speed),

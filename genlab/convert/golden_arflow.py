@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.convert import arflow
+from genlab.convert.golden_parts import sde_options
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.networks.arflow import ARFlow
 from genlab.nn.linear_attention import HybridAttention, attend, states_before, written
@@ -43,7 +44,8 @@ def attention_core(golden: Golden) -> Iterator[Check]:
 def attention_module(golden: Golden) -> Iterator[Check]:
     """Attention with projections, under a condition for each token."""
     config = golden.config
-    module = HybridAttention(config["dim"], config["heads"])
+    options = config.get("norm_eps", 1e-6), config.get("gate_logit_normalizer", 16)
+    module = HybridAttention(config["dim"], config["heads"], *options)
     names = ("q_proj", "k_proj", "v_proj", "g_proj", "gt_proj")
     fused = torch.cat([golden[f"param.{name}.weight"] for name in names])
     module.load_state_dict({"in_proj.weight": fused, "out_proj.weight": golden["param.out_proj.weight"]})
@@ -55,7 +57,7 @@ def train_forward_loss(golden: Golden) -> Iterator[Check]:
     """The training forward, its intermediates, the loss and its gradients."""
     network = _network(golden)
     x1, x0, u = golden["in.x1"], golden["in.x0"], golden["in.u"]  # 2 x [B,S,C,h,w], [B,S]
-    label = torch.where(golden["in.label_drop"], network.null_label, golden["in.labels"])  # [B]
+    label = torch.where(golden["in.label_drop"], network.num_classes, golden["in.labels"])  # [B]
     t = u.sort(1).values
     xt = interpolate(linear(t[..., None, None, None]), x1, x0)
     yield Check("mid.t", t, TOLERANCE)
@@ -71,7 +73,8 @@ def train_forward_loss(golden: Golden) -> Iterator[Check]:
         hook.remove()
     for name, value in seen:
         tokens = value[0] if isinstance(value, tuple) else value  # [B,S,N,...]
-        yield Check(f"mid.{name}", tokens.reshape(golden[f"mid.{name}"].shape), TOLERANCE)
+        stored = golden.tensors.get(f"mid.{name}", tokens)
+        yield Check(f"mid.{name}", tokens.reshape(stored.shape), TOLERANCE)
     flow = AutoregressiveFlow(sequence=u.shape[1])
     images = label.repeat_interleave(flow.sequence)  # [B*S]
     loss = flow.loss_at(network, x1.flatten(0, 1), x0.flatten(0, 1), u.flatten(), images).view(u.shape)
@@ -102,12 +105,7 @@ def sample(golden: Golden) -> Iterator[Check]:
     """SDE samples under given noise; the reference evolves both halves of a guided batch, and here is the first."""
     config, z = golden.config, golden["in.z"]
     settings = AutoregressiveFlowSampling(
-        steps=config["num_steps"],
-        guidance=config["cfg_scale"],
-        guidance_channels=_GUIDED_CHANNELS,
-        diffusion=config["diffusion_form"].lower(),
-        last_step=(config["last_step"] or "none").lower(),
-        last_step_size=config["last_step_size"] or 0.04,
+        steps=config["num_steps"], guidance_channels=_GUIDED_CHANNELS, **sde_options(config)
     )
     velocity = AutoregressiveFlow().denoiser(_network(golden), golden["in.labels"], settings)
     states: list[Tensor] = []
@@ -119,7 +117,8 @@ def sample(golden: Golden) -> Iterator[Check]:
     draws = iter(golden["in.noise"])
     stream: Any = SimpleNamespace(normal=lambda *shape: next(draws))  # in place of a SampleRng
     latent = stochastic("linear", recorded, z, (0.0, 1.0), settings, stream, None)
-    yield Check("mid.steps", torch.stack([*states[1:], latent])[: len(golden["mid.steps"])], TOLERANCE)
+    steps = torch.stack([*states[1:], latent])
+    yield Check("mid.steps", steps[: len(golden.tensors.get("mid.steps", steps))], TOLERANCE)
     yield Check("out.latent", latent, TOLERANCE)
 
 

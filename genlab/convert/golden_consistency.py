@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.convert.golden_parts import gradients
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.core.contracts import Network
 from genlab.distillation.consistency import agreement
@@ -116,7 +117,7 @@ def consistency_2023(golden: Golden) -> Iterator[Check]:
         weight: LevelWeight = case["weight"].replace("-", "_")
         loss = level_weight(weight, here, config["sigma_data"]) * loss
         yield Check(f"out.{name}.loss", loss, LOSS)
-        yield from _gradients(golden, f"{name}.grad.", student, loss.mean(), LOSS)
+        yield from _gradients(golden, f"{name}.grad.", student, loss, LOSS)
     yield from _predictions(golden, student, boundary, plain)
     yield from _schedules(golden)
 
@@ -185,7 +186,7 @@ def ect(golden: Golden) -> Iterator[Check]:
             network, network, golden["in.images"], golden["in.eps"], pair, golden["in.labels"]
         )["loss"]
         yield Check(f"out.{name}.loss", loss, LOSS)
-        yield from _gradients(golden, f"{name}.grad.", network, loss.mean())
+        yield from _gradients(golden, f"{name}.grad.", network, loss)
 
 
 def ict(golden: Golden) -> Iterator[Check]:
@@ -213,7 +214,7 @@ def ict(golden: Golden) -> Iterator[Check]:
         "loss"
     ]
     yield Check("out.loss", loss, LOSS)
-    yield from _gradients(golden, "grad.", network, loss.mean())
+    yield from _gradients(golden, "grad.", network, loss)
 
 
 def scm(golden: Golden) -> Iterator[Check]:
@@ -242,7 +243,7 @@ def scm(golden: Golden) -> Iterator[Check]:
         yield Check(f"out.{name}.logvar", losses["log_variance"][:, None], FORWARD)
         yield Check(f"out.{name}.unweighted", losses["error"], LOSS)
         yield Check(f"out.{name}.loss", losses["loss"], LOSS)
-        yield from _gradients(golden, f"{name}.grad.", student, losses["loss"].mean())
+        yield from _gradients(golden, f"{name}.grad.", student, losses["loss"])
 
 
 def progressive_vp(golden: Golden) -> Iterator[Check]:
@@ -269,7 +270,7 @@ def progressive_vp(golden: Golden) -> Iterator[Check]:
     yield Check("out.weight", weight, FORWARD)
     loss = weight * distance("l2", denoiser(own, on_our_path(student), label)(x, here), found.data)
     yield Check("out.loss", loss, LOSS)
-    yield from _gradients(golden, "grad.", student, loss.mean())
+    yield from _gradients(golden, "grad.", student, loss)
 
 
 def reflow(golden: Golden) -> Iterator[Check]:
@@ -290,7 +291,7 @@ def reflow(golden: Golden) -> Iterator[Check]:
     ours, wanted = velocities(flow, _Reversed(student), data, z, 1 - t, label)
     yield Check("out.l2", velocity_distance("square", ours, wanted), LOSS)
     yield Check("out.huber", huber := velocity_distance("huber", ours, wanted), LOSS)
-    yield from _gradients(golden, "grad.", student, huber.mean())
+    yield from _gradients(golden, "grad.", student, huber)
 
 
 def _network(golden: Golden, prefix: str = "") -> TinyFlowNet:
@@ -313,10 +314,9 @@ def _gradients(
     golden: Golden, prefix: str, network: nn.Module, loss: Tensor, tolerance: float = DERIVATIVE
 ) -> Iterator[Check]:
     """The gradients in the file, below `prefix`."""
-    names = [name for name in golden.group("out") if name.startswith(prefix)]
-    parameters = [network.get_parameter(name.removeprefix(prefix).removeprefix("f.")) for name in names]
-    for name, gradient in zip(names, torch.autograd.grad(loss, parameters)):
-        yield Check(f"out.{name}", gradient, tolerance)
+    return gradients(
+        golden, f"out.{prefix}", lambda name: network.get_parameter(name.removeprefix("f.")), loss, tolerance
+    )
 
 
 CASES: dict[str, Case] = {

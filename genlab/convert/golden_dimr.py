@@ -54,8 +54,8 @@ def forward(golden: Golden) -> Iterator[Check]:
 def loss(golden: Golden) -> Iterator[Check]:
     """Losses, targets and the gradients of all parameters."""
     network, tolerance = _network(golden), _tolerance(golden)
-    weights = tuple(golden.config["loss_coeffs"])
-    process = VpDiffusion(resolutions=len(weights), resolution_weights=weights, **_schedule_arguments(golden))
+    weights = tuple(golden.config.get("loss_coeffs", ())) or None
+    process = VpDiffusion(resolutions=len(network.stages), resolution_weights=weights, **_schedule_arguments(golden))
     data, noise, step = golden["in.x0"], golden["in.eps"], golden["in.n"]
     yield Check("mid.xn", process.noised(data, noise, step), TIGHT)
     for name in golden.group("mid"):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from genlab.convert import sit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, trained, where_given, with_null
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, scale_of, trained, with_null
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import GUIDED_CHANNELS, guided_rows
 from genlab.core.contracts import to_uint8
@@ -62,7 +62,7 @@ def training_losses(golden: Golden) -> Iterator[Check]:
     data, noise, label = golden["in.x_start"], golden["in.noise"], golden["in.y"]
     for run, options in golden.config["diffusions"].items():
         respacing = options.get("respacing", "")
-        diffusion = _diffusion(options, respacing)
+        diffusion = _diffusion(golden, options, respacing)
         chain = diffusion.chain(respacing)
         step = golden["in.t"] % len(chain)
         link = chain.gather(step, data.dim())
@@ -74,15 +74,14 @@ def training_losses(golden: Golden) -> Iterator[Check]:
         for name, value in parts.items():
             yield Check(f"out.{run}.{name}", value, TRAJECTORY)
         tolerance = LOOSE if diffusion.objective == "kl" or diffusion.prediction == "data" else TRAJECTORY
-        for name, gradient in gradients(golden, network, losses["loss"], run):
-            yield Check(name, gradient, tolerance)
+        yield from gradients(golden, f"out.{run}.grad.", network.get_parameter, losses["loss"], tolerance)
 
 
 @torch.no_grad()
 def p_sample_loop(golden: Golden) -> Iterator[Check]:
     """Ancestral samples under given noise."""
     network, config, x = _network(golden), golden.config, golden["in.z"]
-    diffusion = _diffusion(config.get("diffusion", {}))
+    diffusion = _diffusion(golden, config.get("diffusion", {}))
     chain = diffusion.chain(config.get("respacing") or "")
     states, guesses = list[Tensor](), list[Tensor]()
 
@@ -105,7 +104,7 @@ def ddim_sample_loop(golden: Golden) -> Iterator[Check]:
     """DDIM samples under given noise, and the way back."""
     network, label = _network(golden), golden["in.y"]
     for name, run in golden.config["runs"].items():
-        diffusion = _diffusion({**golden.config.get("diffusion", {}), **run.get("diffusion", {})})
+        diffusion = _diffusion(golden, {**golden.config.get("diffusion", {}), **run.get("diffusion", {})})
         chain = diffusion.chain(run.get("respacing") or "")
         denoise = diffusion.stepwise(network, label, _settings(run), chain)
         states = list[Tensor]()
@@ -115,7 +114,7 @@ def ddim_sample_loop(golden: Golden) -> Iterator[Check]:
         yield Check(steps, _with_other_half(torch.stack(states), golden, steps), TRAJECTORY)
         yield Check(f"out.{name}", x, TRAJECTORY)
     if "out.ddim_reverse" in golden.tensors:
-        diffusion = _diffusion(golden.config.get("diffusion", {}))
+        diffusion = _diffusion(golden, golden.config.get("diffusion", {}))
         settings = DiffusionSampling(respacing=golden.config.get("reverse_respacing") or str(diffusion.steps))
         yield Check("out.ddim_reverse", diffusion.encode(network, golden["in.x0"], label, settings), TRAJECTORY)
 
@@ -123,7 +122,7 @@ def ddim_sample_loop(golden: Golden) -> Iterator[Check]:
 def calc_bpd(golden: Golden) -> Iterator[Check]:
     """The variational bound under given noise."""
     config = golden.config
-    diffusion = _diffusion(config.get("diffusion", {}))
+    diffusion = _diffusion(golden, config.get("diffusion", {}))
     bound = diffusion.variational_bound(
         _network(golden),
         golden["in.x_start"],
@@ -144,7 +143,7 @@ def calc_bpd(golden: Golden) -> Iterator[Check]:
 def schedules(golden: Golden) -> Iterator[Check]:
     """Tables in float64, the steps kept, and tables of positions."""
     chains = {
-        name: _diffusion(options).chain(respacing or "")
+        name: _diffusion(golden, options).chain(respacing or "")
         for name, (respacing, options) in golden.config["schedules"].items()
     }
     for name in golden.group("out"):
@@ -158,7 +157,7 @@ def schedules(golden: Golden) -> Iterator[Check]:
 
 def train_steps(golden: Golden) -> Iterator[Check]:
     """AdamW steps under given draws: losses, final parameters and their moving average."""
-    network, diffusion = _network(golden), _diffusion(golden.config.get("diffusion", {}))
+    network, diffusion = _network(golden), _diffusion(golden, golden.config.get("diffusion", {}))
 
     def loss(step: int, label: Tensor) -> Tensor:
         data, noise, t = golden["in.x"][step], golden["in.noise"][step], golden["in.t"][step]
@@ -176,12 +175,12 @@ def center_crop(golden: Golden) -> Iterator[Check]:
 
 
 CASES: dict[str, Case] = {
-    "forward": where_given(forward),
-    "forward_with_cfg": where_given(forward_with_cfg),
-    "training_losses": where_given(training_losses),
-    "p_sample_loop": where_given(p_sample_loop),
-    "ddim_sample_loop": where_given(ddim_sample_loop),
-    "calc_bpd": where_given(calc_bpd),
+    "forward": forward,
+    "forward_with_cfg": forward_with_cfg,
+    "training_losses": training_losses,
+    "p_sample_loop": p_sample_loop,
+    "ddim_sample_loop": ddim_sample_loop,
+    "calc_bpd": calc_bpd,
     "schedules": schedules,
     "train_steps": train_steps,
     "center_crop": center_crop,
@@ -208,14 +207,18 @@ def _network(golden: Golden) -> DiT:
     return sit.load(DiT(**sit.from_constructor(golden.config["model"])), golden.group("param"))
 
 
-def _diffusion(options: dict[str, Any], respacing: str = "") -> Diffusion:
-    """The reference's arguments as ours. Its rescaled loss divides the bound by 1000 and multiplies it by the steps."""
+def _diffusion(golden: Golden, options: dict[str, Any], respacing: str = "") -> Diffusion:
+    """The reference's arguments as ours; variances are learned where the network has outputs for them.
+
+    The reference's rescaled loss divides the bound by 1000 and multiplies it by the steps.
+    """
+    learned = options.get("learn_sigma", golden.config.get("model", {}).get("learn_sigma", True))
     fixed = "fixed_small" if options.get("sigma_small") else "fixed_large"
     diffusion = Diffusion(
         steps=options.get("diffusion_steps", 1000),
         schedule=_SCHEDULES[options.get("noise_schedule", "linear")],  # type: ignore[arg-type]
         prediction="data" if options.get("predict_xstart") else "noise",
-        variance="learned_range" if options.get("learn_sigma", True) else fixed,  # type: ignore[arg-type]
+        variance="learned_range" if learned else fixed,  # type: ignore[arg-type]
         objective="kl" if options.get("use_kl") else "mse",
     )
     if options.get("rescale_learned_sigmas"):
@@ -224,9 +227,8 @@ def _diffusion(options: dict[str, Any], respacing: str = "") -> Diffusion:
 
 
 def _settings(run: dict[str, Any]) -> DiffusionSampling:
-    scale = run.get("cfg_scale")
     return DiffusionSampling(
-        guidance=1.0 if scale is None else scale,
+        guidance=scale_of(run),
         guidance_channels=GUIDED_CHANNELS,
         clip_denoised=run.get("clip_denoised", False),
     )

@@ -26,7 +26,7 @@ from genlab.processes.diffusion import Diffusion
 from genlab.processes.edm import Edm
 from genlab.processes.few_step import FewStep
 from genlab.processes.flow import Flow
-from genlab.processes.levels import EdmLevels, levels_of
+from genlab.processes.levels import EdmLevels
 from genlab.training.objective import Networks
 
 TIGHT, GRADIENT = 1e-5, 1e-4
@@ -280,7 +280,8 @@ def _latent_process(config: Mapping[str, Any], case: str) -> FewStep:
         raise CheckpointError(f"an unknown schedule: {name} from {ends[0]} to {ends[1]}")
     process = Diffusion(schedule=name)
     if case == "latent_backward_simulation":
-        return FewStep(process, levels_of(process).spread(config["num_denoising_step"]))
+        every = 1000 // config["num_denoising_step"]  # rounded down, so that the last of the list may be one more
+        return FewStep(process, tuple(float(t) for t in range(999, 0, -every)))
     return FewStep(process, (float(config["conditioning_timestep"]),))
 
 

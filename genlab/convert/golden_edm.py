@@ -125,7 +125,8 @@ def edm2_net(golden: Golden) -> Iterator[Check]:
         if "out.D_labels_none" in golden.tensors:
             yield Check("out.D_labels_none", process.denoise(network, x, sigma, none)[0], TIGHT)
     if "sampler" in parts:
-        yield from _guided_samples(golden, process, network, _network(parts["gnet"], _below(state, "gnet.")))
+        weaker = _network(parts["gnet"], _below(state, "gnet.")) if "gnet" in parts else None
+        yield from _guided_samples(golden, process, network, weaker)
     yield from _edm2_loss(golden, process, network.train())
 
 
@@ -150,7 +151,7 @@ def _edm2_loss(golden: Golden, process: Edm, network: Edm2) -> Iterator[Check]:
 
 
 @torch.no_grad()
-def _guided_samples(golden: Golden, process: Edm, network: Edm2, weaker: EdmUNet | Edm2) -> Iterator[Check]:
+def _guided_samples(golden: Golden, process: Edm, network: Edm2, weaker: EdmUNet | Edm2 | None) -> Iterator[Check]:
     noise = golden["in.latents"]
     label = golden.tensors.get("in.sample_labels", torch.zeros(len(noise), 0))
     for name, run in golden.config["sampler"].items():

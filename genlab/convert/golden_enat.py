@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import enat
+from genlab.convert.golden_parts import gradients
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.networks.enat import ENAT
 from genlab.networks.masked import Previous
@@ -16,7 +17,7 @@ from genlab.processes.mask_schedules import count_of, masked_at
 from genlab.processes.masked import Masked, hide
 from genlab.processes.masked_sampling import Generation, MaskedSampling
 
-TOLERANCE, GRADIENT = 1e-5, 1e-4
+TOLERANCE = 1e-5
 
 
 def forward_loss(golden: Golden) -> Iterator[Check]:
@@ -37,7 +38,7 @@ def forward_loss(golden: Golden) -> Iterator[Check]:
     for suffix, state in (("", None), ("_reuse", previous)):
         loss = process.loss_at(network, codes, label, masked, state)["loss"].mean()
         yield Check(f"out.loss{suffix}", loss, TOLERANCE)
-        yield from _gradients(golden, network, loss, f"grad{suffix}.")
+        yield from gradients(golden, f"out.grad{suffix}.", network.get_parameter, loss)
     length = codes.shape[1]
     chosen = masked_at(golden["in.sched_u"], count_of(golden["in.sched_beta_draw"].expand(len(codes)), length))
     yield Check("out.sched_masked_ids", hide(codes, chosen, network.mask_token), 0)
@@ -101,11 +102,3 @@ def _pass(network: ENAT, ids: Tensor, label: Tensor, previous: Previous | None, 
     logits[ids == network.mask_token] = network(ids, label, previous)
     yield Check(name.format("feat"), features, TOLERANCE)
     yield Check(name.format("logits"), logits, TOLERANCE)
-
-
-def _gradients(golden: Golden, network: ENAT, loss: Tensor, prefix: str) -> Iterator[Check]:
-    """The gradients in the file."""
-    names = [name.removeprefix(prefix) for name in golden.group("out") if name.startswith(prefix)]
-    found = torch.autograd.grad(loss, [network.get_parameter(name) for name in names])
-    for name, gradient in zip(names, found):
-        yield Check(f"out.{prefix}{name}", gradient, GRADIENT)

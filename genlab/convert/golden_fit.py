@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import fit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, scale_of, sde_options
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import torchdiffeq
 from genlab.networks.fit import FiT
@@ -31,6 +31,7 @@ from genlab.processes.paths import interpolate, linear
 from samplers import ddpm, ode
 
 _METHODS = {"heun2": "heun"}  # torchdiffeq's name -> ours; others agree, or are only torchdiffeq's
+_SDE_METHODS: dict[str, Any] = {"Euler": "euler_maruyama", "Heun": "sde_heun"}
 _SCALES = {"cfg_const": (1.5, 0.0), "cfg_pow": (4.0, 1.8)}  # output -> guidance scale and power
 
 
@@ -38,8 +39,12 @@ class OnRows:
     """A FiT as a denoiser of states [B, features, N] on a given grid, for any multiple of its rows."""
 
     def __init__(self, network: FiT, grid: Tensor, mask: Tensor | None = None, size: Tensor | None = None):
-        self.network, self.places = network, (grid, mask, size)
-        self.num_classes, self.null_label = network.num_classes, network.null_label
+        self.network, self.places, self.num_classes = network, (grid, mask, size), network.num_classes
+
+    @property
+    def null_label(self) -> int:
+        """The network's."""
+        return self.network.null_label
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         places = [None if p is None else p.repeat(len(x) // len(p), *[1] * (p.dim() - 1)) for p in self.places]
@@ -107,9 +112,10 @@ def rope_tables(golden: Golden) -> Iterator[Check]:
 def loss_v2(golden: Golden) -> Iterator[Check]:
     """The flow's loss over valid tokens and its gradients."""
     network, valid = _network(golden), golden["in.mask"] != 0  # [B,N]
-    lognormal = golden.config["transport"].get("snr_type", "lognorm") == "lognorm"
+    lognormal = golden.config.get("transport", {}).get("snr_type", "lognorm") == "lognorm"
     t = golden["in.u"].sigmoid() if lognormal else golden["in.u"]
-    label = torch.where(golden["in.drop_u"] < golden.config["class_dropout_prob"], network.null_label, golden["in.y"])
+    dropped = golden["in.drop_u"] < golden.config.get("class_dropout_prob", 0.1)
+    label = torch.where(dropped, network.num_classes, golden["in.y"])
     x1, x0 = golden["in.x1"].mT, golden["in.x0"].mT  # 2 x [B,features,N]
     xt = interpolate(linear(t.view(-1, 1, 1)), x1, x0)
     model = OnRows(network, *(golden[f"in.{name}"] for name in ("grid", "mask", "size")))
@@ -120,10 +126,7 @@ def loss_v2(golden: Golden) -> Iterator[Check]:
     yield Check("mid.pred", model(xt, t, label).mT, FORWARD)
     yield Check("out.loss", loss, FORWARD)
     yield Check("out.loss_mean", loss.mean(), FORWARD)
-    names = [name.removeprefix("out.grad.") for name in golden.tensors if name.startswith("out.grad.")]
-    found = torch.autograd.grad(loss.mean(), [network.get_parameter(name) for name in names])
-    for name, gradient in zip(names, found):
-        yield Check(f"out.grad.{name}", gradient, TRAJECTORY)
+    yield from gradients(golden, "out.grad.", network.get_parameter, loss)
 
 
 @torch.no_grad()
@@ -144,14 +147,17 @@ def fit_v1(golden: Golden) -> Iterator[Check]:
     network = _network(golden)
     model = OnRows(network, *(golden[f"in.{name}"] for name in ("grid", "mask", "size")))
     t, label, valid = golden["in.t"], golden["in.y"], golden["in.mask"] != 0
-    diffusion = Diffusion(variance="learned_range")
+    learned = golden.config.get("learn_sigma", True)
+    diffusion = Diffusion(variance="learned_range" if learned else "fixed_large")
     data, noise = golden["in.loss.x_start"], golden["in.loss.noise"]
     with torch.no_grad():
         yield Check("out.y_raw_t", model(golden["in.x"], t, label), FORWARD)
         yield Check("out.y_shipped_clamped_t", model(golden["in.x"], t.clamp(max=1), label), FORWARD)
-        mse = diffusion.loss_at(model, data, noise * valid[:, None], t, label)["mse"]
-        bound = diffusion.loss_at(model, data, noise, t, label)["bound"]  # of all tokens, padding too
-    mse, bound = _over_valid(mse, valid), _over_valid(bound, valid)
+        losses = diffusion.loss_at(model, data, noise * valid[:, None], t, label)
+        mse = _over_valid(losses.get("mse", losses["loss"]), valid)
+        bound = torch.zeros_like(mse)
+        if learned:  # of all tokens, padding too
+            bound = _over_valid(diffusion.loss_at(model, data, noise, t, label)["bound"], valid)
     yield Check("out.loss.mse", mse, FORWARD)
     yield Check("out.loss.vb", bound, FORWARD)
     yield Check("out.loss.loss", mse + bound, FORWARD)
@@ -163,9 +169,9 @@ def _ancestral(golden: Golden, network: FiT, diffusion: Diffusion) -> Iterator[C
     sample = golden.config["sample"]
     z, label = golden["in.sample.z"], golden["in.sample.y"]
     column, row = torch.meshgrid(torch.arange(sample["w"]), torch.arange(sample["h"]), indexing="xy")
-    model = OnRows(network, torch.stack([column.flatten(), row.flatten()])[None])
+    model = OnRows(network, torch.stack([column.flatten(), row.flatten()])[None], size=_size(sample))
     chain = diffusion.chain(str(sample["steps"]))
-    settings = DiffusionSampling(guidance=sample["cfg_scale"], guidance_channels=_guided_features(network))
+    settings = DiffusionSampling(guidance=scale_of(sample), guidance_channels=_guided_features(network))
     denoise = diffusion.stepwise(model, label, settings, chain)  # type: ignore[arg-type]
     draws = iter(golden["in.sample.noise"][:, : len(z)])
     tokens = ddpm.ancestral(denoise, z, chain, lambda: next(draws))  # [n,features,N]
@@ -231,9 +237,9 @@ def _guided(golden: Golden, network: FiT, scale: float, power: float) -> Tensor:
 
 def _velocity(golden: Golden, network: FiT, run: dict[str, Any]) -> flow_sampling.Velocity:
     """The guided velocity of n rows."""
-    model, label = OnRows(network, golden["in.grid"][:1]), golden["in.y"]
+    model, label = OnRows(network, golden["in.grid"][:1], size=_size(golden.config)), golden["in.y"]
     settings = FlowSampling(
-        guidance=run["cfg_scale"],
+        guidance=scale_of(run),
         guidance_channels=_guided_features(network),
         guidance_power=run.get("scale_pow") or None,
     )
@@ -250,16 +256,21 @@ def _deterministic(golden: Golden, network: FiT, name: str, run: dict[str, Any])
     def clamped(x: Tensor, t: float) -> Tensor:  # the adaptive solver runs past the end, and the released code clamps
         return velocity(x, min(t, 1.0))
 
-    return torchdiffeq(clamped, x, grid, method, run["rtol"], run["atol"], evaluations)[-1]
+    return torchdiffeq(clamped, x, grid, method, run.get("rtol", 1e-3), run.get("atol", 1e-6), evaluations)[-1]
 
 
 def _stochastic(golden: Golden, network: FiT, name: str, run: dict[str, Any]) -> Tensor:
     x = golden["in.z"].mT
     draws = iter(golden[f"in.{name}.noise"][:, : len(x)].mT)
-    settings = FlowSampling(sampler="euler_maruyama", steps=run["num_steps"])
+    settings = FlowSampling(sampler=_SDE_METHODS[run["method"]], steps=run["num_steps"], **sde_options(run))
     stream: Any = SimpleNamespace(normal=lambda *shape: next(draws))  # in place of a SampleRng
     velocity = _velocity(golden, network, run)
     return flow_sampling.stochastic("linear", velocity, x, (0.0, 1.0), settings, stream, None)
+
+
+def _size(of: dict[str, Any]) -> Tensor:
+    """The rows and columns of the one image in each row of tokens, [1,1,2]."""
+    return torch.tensor([[[of["h"], of["w"]]]])
 
 
 def _over_valid(mean: Tensor, valid: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import sit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, where_given, with_null
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, scale_of, with_null
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import GUIDED_CHANNELS, guided_rows
 from genlab.networks.dit import DiT
@@ -49,8 +49,7 @@ def losses(golden: Golden) -> Iterator[Check]:
         yield Check(f"out.{run}.mse", parts["mse"], TRAJECTORY)
         yield Check(f"out.{run}.cos_loss", parts["direction"], TRAJECTORY)
         yield Check(f"out.{run}.total", parts["loss"].mean(), TRAJECTORY)
-        for name, gradient in gradients(golden, network, parts["loss"], run):
-            yield Check(name, gradient, TRAJECTORY)
+        yield from gradients(golden, f"out.{run}.grad.", network.get_parameter, parts["loss"])
 
 
 @torch.no_grad()
@@ -59,7 +58,7 @@ def ode_samples(golden: Golden) -> Iterator[Check]:
     network = _network(golden)
     for run in golden.config["runs"]:
         settings = FlowSampling(
-            guidance=run.get("cfg_scale") or 1.0,
+            guidance=scale_of(run),
             guidance_interval=(run.get("start") or 0.0, 1.0),
             guidance_channels=GUIDED_CHANNELS,
         )
@@ -73,9 +72,9 @@ def ode_samples(golden: Golden) -> Iterator[Check]:
 
 
 CASES: dict[str, Case] = {
-    "forward": where_given(forward),
-    "losses": where_given(losses),
-    "ode": where_given(ode_samples),
+    "forward": forward,
+    "losses": losses,
+    "ode": ode_samples,
 }
 
 

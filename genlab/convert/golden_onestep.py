@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genlab.convert import golden_consistency, golden_shortcut, sit
 from genlab.convert import improved_mean_flow as convert_imf
 from genlab.convert import mean_flow as convert
-from genlab.convert.golden_parts import FORWARD
+from genlab.convert.golden_parts import FORWARD, gradients
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.networks.imf_dit import IMFDiT
 from genlab.networks.interval_dit import IntervalDiT
@@ -198,15 +198,15 @@ def _dropped(golden: Golden, case: dict[str, Any]) -> Tensor:
 def _gradients(
     golden: Golden, network: nn.Module, loss: Tensor, name: str, our_name: Callable[[str], str] = convert.our_name
 ) -> Iterator[Check]:
-    """The gradients of the mean loss that the file holds, under the reference's names."""
-    prefix = f"out.{name}.grad."
-    theirs = [key.removeprefix(prefix) for key in golden.tensors if key.startswith(prefix)]
-    found = torch.autograd.grad(loss.mean(), [network.get_parameter(our_name(key)) for key in theirs])
-    yield from (Check(prefix + key, gradient, DERIVATIVE) for key, gradient in zip(theirs, found))
+    """The gradients of a case that the file holds, under the reference's names."""
+    return gradients(
+        golden, f"out.{name}.grad.", lambda theirs: network.get_parameter(our_name(theirs)), loss, DERIVATIVE
+    )
 
 
 def _interval_dit(golden: Golden) -> IntervalDiT:
-    arguments = sit.from_constructor({"learn_sigma": False, **golden.config})
+    """The table of labels has a null row whatever the dropout, which these codes apply outside of the network."""
+    arguments = sit.from_constructor({"learn_sigma": False, **golden.config}) | {"null_row": True}
     return convert.load(IntervalDiT(**arguments), golden.group("param"))
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genlab.convert.goldens import Case, Check, Golden
+from genlab.convert.goldens import Check, Golden
+from genlab.convert.sit_reference import diffusion_form
 from genlab.core.contracts import Network
 from genlab.networks.dit import DiT
 
 FORWARD, TRAJECTORY = 1e-5, 1e-4
-
-
-def where_given(case: Case) -> Case:
-    """`case` without what the file does not hold: intermediates differ between files."""
-
-    def given(golden: Golden) -> Iterator[Check]:
-        return (check for check in case(golden) if check.name in golden.tensors)
-
-    return given
 
 
 def trained(golden: Golden, network: Network, loss: Callable[[int, Tensor], Tensor]) -> Iterator[Check]:
@@ -46,7 +39,8 @@ def trained(golden: Golden, network: Network, loss: Callable[[int, Tensor], Tens
         yield Check(f"out.loss_{step}", error, TRAJECTORY)
     for prefix, state in (("out.model", network.state_dict()), ("out.ema", average)):
         for key, value in state.items():
-            yield Check(f"{prefix}.{key}", _but_for_keys(key, value, golden[f"{prefix}.{key}"]), TRAJECTORY)
+            name = f"{prefix}.{key}"
+            yield Check(name, _but_for_keys(key, value, golden.tensors.get(name)), TRAJECTORY)
 
 
 @contextmanager
@@ -73,12 +67,36 @@ def recorded(network: DiT) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def gradients(golden: Golden, network: nn.Module, loss: Tensor, run: str) -> Iterator[tuple[str, Tensor]]:
-    """The full names `out.RUN.grad.*` in the file, and the gradients of the mean `loss` that they stand for."""
-    prefix = f"out.{run}.grad."
+def gradients(
+    golden: Golden, prefix: str, parameter: Callable[[str], Tensor], loss: Tensor, tolerance: float = TRAJECTORY
+) -> Iterator[Check]:
+    """The gradients of the mean `loss` that the file holds, if any; zero for what the loss does not depend on.
+
+    Args:
+        prefix: of their full names, such as "out.grad.".
+        parameter: what the rest of a name stands for.
+    """
     names = [name for name in golden.tensors if name.startswith(prefix)]
-    found = torch.autograd.grad(loss.mean(), [network.get_parameter(name.removeprefix(prefix)) for name in names])
-    yield from zip(names, found)
+    leaves = [parameter(name.removeprefix(prefix)) for name in names]
+    found = torch.autograd.grad(loss.mean(), leaves, allow_unused=True, materialize_grads=True) if leaves else ()
+    yield from (Check(name, gradient, tolerance) for name, gradient in zip(names, found))
+
+
+def scale_of(run: Mapping[str, Any]) -> float:
+    """The guidance scale of a run: 1 where none is given."""
+    scale = run.get("cfg_scale")
+    return 1.0 if scale is None else float(scale)
+
+
+def sde_options(run: Mapping[str, Any]) -> dict[str, Any]:
+    """SiT's names of an SDE's options, as ARFlow and FiT have them too, as those of `FlowSampling`."""
+    return {
+        "guidance": scale_of(run),
+        "diffusion": diffusion_form(run.get("diffusion_form", "sigma")),
+        "diffusion_norm": run.get("diffusion_norm", 1.0),
+        "last_step": (run.get("last_step", "Mean") or "none").lower(),
+        "last_step_size": run.get("last_step_size") or 0.04,
+    }
 
 
 def with_null(network: Network, label: Tensor) -> Tensor:
@@ -86,12 +104,12 @@ def with_null(network: Network, label: Tensor) -> Tensor:
     return torch.cat([label, torch.full_like(label, network.null_label)])  # [2n]
 
 
-def _but_for_keys(name: str, value: Tensor, expected: Tensor) -> Tensor:
+def _but_for_keys(name: str, value: Tensor, expected: Tensor | None) -> Tensor:
     """`value`, but with the key third of an attention bias as expected.
 
     A shift of all keys changes no softmax, so its gradient is rounding noise, which Adam scales up to whole steps.
     """
-    if not name.endswith("attn.qkv.bias"):
+    if expected is None or not name.endswith("attn.qkv.bias"):
         return value
     q, _, v = value.detach().chunk(3)
     return torch.cat([q, expected.chunk(3)[1], v])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.convert import sit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, where_given
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, scale_of
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.networks.dit import DiT
 from genlab.nn.projector import Projector
@@ -47,9 +47,7 @@ def losses(golden: Golden) -> Iterator[Check]:
         yield Check(f"out.{run}.denoising", denoising, TRAJECTORY)
         yield Check(f"out.{run}.proj", aligned, TRAJECTORY)
         yield Check(f"out.{run}.total", total, TRAJECTORY)
-        names = [name for name in golden.tensors if name.startswith(f"out.{run}.grad.")]
-        found = torch.autograd.grad(total, [model.parameter(name.split(".grad.")[1]) for name in names])
-        yield from (Check(name, gradient, TRAJECTORY) for name, gradient in zip(names, found))
+        yield from gradients(golden, f"out.{run}.grad.", model.parameter, total)
 
 
 @torch.no_grad()
@@ -61,7 +59,7 @@ def samplers(golden: Golden) -> Iterator[Check]:
         yield Check(f"out.{run['name']}", sample(network, golden, run), TRAJECTORY)
 
 
-CASES: dict[str, Case] = {"losses": where_given(losses), "samplers": samplers}
+CASES: dict[str, Case] = {"losses": losses, "samplers": samplers}
 
 
 class Aligned:
@@ -107,7 +105,7 @@ def _velocity(network: DiT, golden: Golden, run: dict[str, Any]) -> Callable[[Te
     """(x, t, at) -> the velocity in REPA's time, guided if `at` lies in the interval."""
     label, interval = golden["in.y"], (run.get("low", 0.0), run.get("high", 1.0))
     plain = guide(network, label, Guidance())
-    guided = guide(network, label, Guidance(max(run.get("cfg_scale", 1.0), 1.0)))
+    guided = guide(network, label, Guidance(max(scale_of(run), 1.0)))
 
     def velocity(x: Tensor, t: float, at: float) -> Tensor:
         inside = interval[0] <= at <= interval[1]

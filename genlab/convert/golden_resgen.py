@@ -100,13 +100,14 @@ def _losses(golden: Golden) -> Iterator[Check]:
 def _sampling(golden: Golden) -> Iterator[Check]:
     """A run under given noise with all that happens between, and one without noise."""
     config = golden.config
+    top_p = config.get("top_p") or 1.0
     settings = ResidualSampling(
         steps=config["steps"],
         schedule=config["schedule"],
         guidance=1 + config["cfg_scale"],
         guidance_ramp="linear" if config["cfg_linear"] else "constant",
         guide_means=float(config.get("guide_means", 0.0)),
-        top_p=config["top_p"] if 0 < config["top_p"] < 1 else None,
+        top_p=top_p if 0 < top_p < 1 else None,
         component_temperature=config["comp_temp"],
         noise_temperature=config["z_temp"],
         confidence_temperature=config["conf_temp"],

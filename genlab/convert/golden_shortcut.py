@@ -62,7 +62,8 @@ class Rows(NamedTuple):
 @torch.no_grad()
 def shortcut_dit(golden: Golden) -> Iterator[Check]:
     """The network at given step sizes, and at the largest."""
-    arguments = sit.from_constructor({**golden.config, "in_channels": golden["in.x"].shape[1], "learn_sigma": False})
+    model = {**golden.config, "in_channels": golden["in.x"].shape[1], "learn_sigma": False}
+    arguments = sit.from_constructor(model) | {"null_row": True}
     network = convert.load(IntervalDiT(**arguments), golden.group("param"))
     x, t, label, level = (golden[f"in.{name}"] for name in ("x", "t", "y", "dt_base"))
     yield Check("out.v", network(x, t, label, level), FORWARD)

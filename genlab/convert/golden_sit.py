@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import sit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, trained, with_null
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, recorded, scale_of, trained, with_null
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import GUIDED_CHANNELS, diffusion_form, guided_rows, reference_interval, torchdiffeq
 from genlab.networks.dit import DiT
@@ -85,8 +85,7 @@ def training_losses(golden: Golden) -> Iterator[Check]:
         if f"mid.{path}.{prediction}.t" in golden.tensors:
             yield Check(f"mid.{path}.{prediction}.t", t, FORWARD)
         yield Check(f"out.{run}.loss", loss, TRAJECTORY)
-        for name, gradient in gradients(golden, network, loss, run):
-            yield Check(name, gradient, TRAJECTORY)
+        yield from gradients(golden, f"out.{run}.grad.", network.get_parameter, loss)
 
 
 @torch.no_grad()
@@ -127,7 +126,7 @@ def _sde_states(golden: Golden, network: DiT, run: dict[str, Any]) -> list[Tenso
     """The num_steps - 1 states after the noisy steps, and the one after the last step."""
     path, form = run["path"].lower(), diffusion_form(run.get("form", "SBDM"))
     rule = (run.get("last_step", "Mean") or "none").lower()
-    size = run.get("last_step_size", 0.04) if rule != "none" else 0.0
+    size = (run.get("last_step_size") or 0.04) if rule != "none" else 0.0
     start, end = _run_interval(run, sde=True, last_step_size=size)
     grid = torch.linspace(start, end, run["num_steps"])
     velocity = _velocity(network, run, golden["in.y"])
@@ -211,7 +210,7 @@ def _flow(run: dict[str, Any]) -> Flow:
 
 def _velocity(network: DiT, run: dict[str, Any], label: Tensor) -> ode.Field:
     """The velocity of n rows, guided by genlab's own wrapper."""
-    settings = FlowSampling(guidance=run.get("cfg_scale", 1.0), guidance_channels=GUIDED_CHANNELS)
+    settings = FlowSampling(guidance=scale_of(run), guidance_channels=GUIDED_CHANNELS)
     return _flow(run).denoiser(network, label, settings)
 
 

@@ -74,11 +74,14 @@ class HybridAttention(nn.Module):
     Args:
         width: D, divisible by `heads`.
         heads: H.
+        norm_eps: of the norms of queries, keys and values, and of each head's output.
+        gate_normalizer: what the logarithms of decays are divided by; the higher, the longer is the memory.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, norm_eps: float = 1e-6, gate_normalizer: float = 16.0):
         super().__init__()
         self.width, self.heads = width, heads
+        self.norm_eps, self.gate_normalizer = norm_eps, gate_normalizer
         self.in_proj = nn.Linear(width, 4 * width + heads, bias=False)
         """Rows: query, key, value, output gate (D each), decay (H)."""
         self.out_proj = nn.Linear(width, width, bias=False)
@@ -103,13 +106,13 @@ class HybridAttention(nn.Module):
             elif not single:
                 before, after = states_before(written(k, v), kept, state, same)  # [B,S,H,d,d], [B,H,d,d]
             o = attend(q, k, v, decay, before)  # [B,S,H,N,d]
-        o = F.rms_norm(o, o.shape[-1:], eps=1e-6).transpose(2, 3).flatten(3)  # [B,S,N,D]
+        o = F.rms_norm(o, o.shape[-1:], eps=self.norm_eps).transpose(2, 3).flatten(3)  # [B,S,N,D]
         return self.out_proj(F.silu(gate) * o.to(gate.dtype)), after
 
     def _project(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q, k, v [B,S,H,N,d], normalised over the full width; gate [B,S,N,D]; log-decays [B,S,H,N] float32."""
         qkv, gate, decay = self.in_proj(x).split([3 * self.width, self.width, self.heads], dim=-1)
-        qkv = F.rms_norm(qkv.unflatten(-1, (3, self.width)), (self.width,), eps=1e-6)  # [B,S,N,3,D]
+        qkv = F.rms_norm(qkv.unflatten(-1, (3, self.width)), (self.width,), eps=self.norm_eps)  # [B,S,N,3,D]
         q, k, v = qkv.unflatten(-1, (self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)  # 3 x [B,S,H,N,d]
         decay = decay + F.linear(c, self.in_proj.weight[4 * self.width :])  # [B,S,N,H]
-        return q, k, v, gate, F.logsigmoid(decay.float()).mT / 16
+        return q, k, v, gate, F.logsigmoid(decay.float()).mT / self.gate_normalizer

@@ -133,3 +133,10 @@ def test_a_damaged_picture_is_named(damage, folders, tmp_path, capsys):
 def test_nothing_to_score_is_said(tmp_path, capsys):
     assert genlab("evaluate", tmp_path / "nowhere", "--against", "digits", *QUICK) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_reference_that_is_not_there_is_said_before_an_extractor_is_had(trained, tmp_path, capsys):
+    words = ("--against", tmp_path / "nowhere", "--weights", tmp_path / "no-weights.pth", "--protocol", "standard")
+    assert genlab("evaluate", trained, *words) == 2
+    said = capsys.readouterr().err
+    assert "nowhere" in said and "no-weights" not in said

@@ -8,6 +8,8 @@ from PIL import Image
 from runs_support import genlab, interrupted, two
 from safetensors.numpy import load_file
 
+from genlab.core.errors import GenlabError
+
 SAMPLE = "genlab/sample.py"
 ORDER = ("--count", "24", "--seed", "3")
 
@@ -102,3 +104,15 @@ def test_classes_are_chosen_by_name(trained, tmp_path, capsys):
     assert sorted(name[7:11] for name in names) == ["0003", "0003", "0007", "0007"]
     assert genlab("sample", trained, "--classes", "seven", "--out", tmp_path / "none") == 2
     assert "class 'seven': unknown" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_an_error_has_a_line_of_its_own_and_leaves_the_folder_free(trained, tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise GenlabError("this setting cannot be used")
+        yield
+
+    monkeypatch.setattr("genlab.commands.sample.sample_images", broken)
+    assert genlab("sample", trained, "--count", "2", "--out", tmp_path / "few") == 2
+    assert "\ngenlab: this setting cannot be used\n" in capsys.readouterr().err
+    monkeypatch.undo()  # and the folder, in which there are no images, takes other settings
+    assert genlab("sample", trained, "--count", "3", "--out", tmp_path / "few") == 0
