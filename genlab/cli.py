@@ -330,7 +330,7 @@ def studio(
         str | None, typer.Option(metavar="USER:PASSWORD", envvar="GENLAB_AUTH", help="Ask visitors for these.")
     ] = None,
     mcp: Annotated[
-        bool, typer.Option("--mcp", help="Offer its endpoints to language models; needs gradio[mcp].")
+        bool, typer.Option("--mcp", help="Offer its endpoints to language models; needs genlab[mcp].")
     ] = False,
 ) -> None:
     """Open the studio in a browser."""

@@ -37,7 +37,7 @@ def sample_images(
 ) -> Iterator[Sampled]:
     """Image i of seed `seed` for each i of `index`, with label `labels[i]`, in batches of at most `batch`.
 
-    An image depends on (seed, i, label, settings) alone, not on the batch it is made in. Running out of device memory
+    An image depends on (seed, i, label, settings) alone, not on the batch it is made in. Running out of memory
     halves the batch, tells `on_smaller` the new one and goes on. `quantise` makes 8 bits of images in [-1,1].
 
     Raises:
@@ -50,7 +50,9 @@ def sample_images(
             part = todo[:batch]
             try:
                 images = _one_batch(generator, [labels[i] for i in part], seed, part, settings, on_step, quantise)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise GenlabError("one image does not fit in the device's memory; use a smaller model") from error
                 batch = len(part) // 2
@@ -60,6 +62,12 @@ def sample_images(
                 continue
             yield Sampled(part, images)
             todo = todo[len(part) :]
+
+
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Of the processor and of Apple's accelerators torch says so in words alone."""
+    said = ("DefaultCPUAllocator: ", "backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _one_batch(

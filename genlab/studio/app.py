@@ -1,69 +1,22 @@
-"""The studio: its panels on one page, and its start."""
+"""The studio's start."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-import torch
-
 from genlab.core.errors import GenlabError
 from genlab.studio.access import credentials
-from genlab.studio.api import endpoints
-from genlab.studio.catalog import Catalog
-from genlab.studio.compare import ComparePanel
-from genlab.studio.edit import EditPanel
-from genlab.studio.generate import GeneratePanel
-from genlab.studio.jobs import JobsPanel
-from genlab.studio.page import REFUSALS, Page
-from genlab.studio.panel import JobPanel
-from genlab.studio.score import ScorePanel
 from genlab.studio.store import Store
-from genlab.studio.theme import CSS, theme
-from genlab.studio.ticking import tick_in_sight
-from genlab.studio.tokenizers_panel import TokenizersPanel
-from genlab.studio.train import TrainPanel
-from genlab.studio.uploads import LARGEST_BYTES
-from genlab.studio.visitors import greet, visitor_state
-from genlab.studio.workbench import Workbench
 from genlab.studio.worker import Workers, page_open
 
-_HEAD = "<h1>genlab studio</h1><p>Look at what your generators have learnt.</p>"
-PANELS: dict[str, type[JobPanel] | type[JobsPanel]] = {
-    "Generate": GeneratePanel,
-    "Compare": ComparePanel,
-    "Edit": EditPanel,
-    "Tokenizers": TokenizersPanel,
-    "Score": ScorePanel,
-    "Train": TrainPanel,
-    "Jobs": JobsPanel,
-}
 _FOLDER = ".studio"  # of the first runs folder: the jobs
-
-
-def build(bench: Workbench) -> gr.Blocks:
-    """The page with all panels and the named endpoints."""
-    gr.set_static_paths([bench.store.results])  # served from where they lie instead of being copied
-    with Page(title="genlab studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.HTML(_HEAD, elem_classes="head")
-        visitor = visitor_state(bench.store)
-        panels, tabs = [], []
-        with gr.Tabs():
-            for title, kind in PANELS.items():
-                with gr.Tab(title, id=title.lower()) as tab:
-                    panels.append(kind(bench, visitor))
-                tabs.append(tab)
-        tick_in_sight(page, tabs)
-        endpoints(bench)
-        opened = page.load(greet, visitor, visitor, queue=False, show_progress="hidden", api_visibility="private")
-        for panel in panels:
-            panel.on_open(opened)
-    return page.queue(status_update_rate=2)
 
 
 def launch(
@@ -87,25 +40,57 @@ def launch(
         GenlabError: open to others without a password, the port is taken, or what `mcp` needs is not installed.
     """
     allowed = credentials(host, share, auth)
-    if mcp and find_spec("mcp") is None:
-        raise GenlabError("--mcp needs an extra of Gradio's: install gradio[mcp]")
-    store = Store(_jobs_folder(runs))
-    bench = Workbench(Catalog(runs), store, Workers(store.root, _devices()))
-    with page_open(store.root):
-        bench.workers.ensure()  # loads what it needs while the page is being built
+    if mcp:
+        _check_mcp()
+    with _quick_start():
+        import torch
+
+        from genlab.studio.catalog import Catalog
+        from genlab.studio.page import ARGUMENTS
+        from genlab.studio.panels import build
+        from genlab.studio.sessions import Sessions
+        from genlab.studio.theme import CSS, theme
+        from genlab.studio.workbench import Workbench
+
+        store = Store(_jobs_folder(runs))
+        bench = Workbench(Catalog(runs), store, Workers(store.root, _devices(torch.accelerator)))
         page = build(bench)
+    with page_open(store.root):
         try:
             page.launch(
                 server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
-                footer_links=["api", "settings"], run_history=False, max_file_size=LARGEST_BYTES, ssr_mode=False,
-                prevent_thread_lock=True, mcp_server=mcp, app_kwargs=REFUSALS, **more,
+                footer_links=["api", "settings"], run_history=False, ssr_mode=False, prevent_thread_lock=True,
+                mcp_server=mcp, **ARGUMENTS, **more,
             )  # fmt: skip
+            page.app.state_holder = Sessions(page)
             print(f"genlab studio at {page.share_url or page.local_url}", flush=True)
+            bench.workers.ensure()  # loads what it needs while the page is being opened
             page.block_thread()
         except OSError as error:
             raise GenlabError(f"{host}:{port}: cannot listen there ({error}); choose another --port") from error
         finally:
             page.close()
+
+
+def _check_mcp() -> None:
+    """Raises GenlabError unless the package that Gradio needs for the Model Context Protocol is here."""
+    try:
+        found = version("mcp")
+    except PackageNotFoundError:
+        found = "not installed"
+    if not found.startswith("1."):
+        raise GenlabError(f'--mcp needs version 1 of the package mcp, which is {found}: pip install "mcp>=1.21,<2"')
+
+
+@contextmanager
+def _quick_start() -> Iterator[None]:
+    """What is imported and built in the block stays; looking for garbage in it would take a second or two."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _jobs_folder(runs: Sequence[str | Path]) -> Path:
@@ -119,9 +104,9 @@ def _jobs_folder(runs: Sequence[str | Path]) -> Path:
     return cache / "genlab" / "studio" / hashlib.sha256("\n".join(map(str, runs)).encode()).hexdigest()[:16]
 
 
-def _devices() -> tuple[str, ...]:
+def _devices(accelerator: Any) -> tuple[str, ...]:
     """Each accelerator has a worker of its own; without one the processor has."""
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = accelerator.current_accelerator(check_available=True)
     if found is None:
         return ("cpu",)
-    return tuple(f"{found.type}:{index}" for index in range(torch.accelerator.device_count()))
+    return tuple(f"{found.type}:{index}" for index in range(accelerator.device_count()))

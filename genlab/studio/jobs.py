@@ -28,7 +28,7 @@ class JobsPanel:
         with gr.Row():
             self.job = gr.Dropdown([], label="Waiting or under way", scale=4, min_width=200)
             self.stop = gr.Button(
-                "Stop this job", variant="stop", interactive=False, min_width=120, elem_classes="beside"
+                "Stop this job", variant="stop", interactive=False, size="sm", min_width=120, elem_classes="beside"
             )
         shown: list[Any] = [self.table, self.job, self.stop]
         gr.Timer(_TICK).tick(self._look, [self.visitor, self.job], shown, **QUICK)

@@ -50,7 +50,9 @@ def runs(states: Sequence[RunState]) -> str:
         return '<div class="card empty">No run yet. Start a recipe: digits take a few minutes on any computer.</div>'
     heads = "".join(f"<th>{head}</th>" for head in ("Run", "What", "Images", "Loss", "Images/s", "Memory", "Left"))
     rows = "".join(_run_row(state) for state in states[:200])
-    return f'<div class="runs"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<div class="runs live" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _run_row(state: RunState) -> str:
@@ -71,7 +73,7 @@ def _run_row(state: RunState) -> str:
 def jobs(found: Sequence[tuple[Job, State, str]]) -> str:
     """A list of jobs, each with some words on how it stands."""
     if not found:
-        return '<div class="card empty">Nothing asked for yet.</div>'
+        return '<div class="card hint">Nothing asked for yet.</div>'
     heads = "".join(f"<th>{head}</th>" for head in ("Asked at", "Job", "What", "State", ""))
     rows = []
     for job, state, words in found:

@@ -10,6 +10,11 @@ from fastapi.responses import JSONResponse
 from gradio.blocks import BlockFunction
 from gradio.route_utils import FnIndexInferError
 from gradio.state_holder import SessionState
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from genlab.studio.uploads import LARGEST_BYTES
 
 
 class Page(gr.Blocks):
@@ -24,6 +29,7 @@ class Page(gr.Blocks):
     ) -> list[Any]:
         """The arguments of a handler. Raises gr.Error for values that are too few or that a control cannot hold."""
         try:
+            traverse(inputs, _refuse_address, is_file_obj_with_meta)
             values: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
             return values
         except gr.Error as error:
@@ -34,9 +40,37 @@ class Page(gr.Blocks):
             raise gr.Error(words, print_exception=False) from error
 
 
+def _refuse_address(file: dict[str, Any]) -> dict[str, Any]:
+    """Gradio would fetch it from this computer, of any size."""
+    if is_http_url_like(file["path"]):
+        raise gr.Error("files on other servers are not fetched: send the file itself", print_exception=False)
+    return file
+
+
+class NoForeignFiles:
+    """Middleware that keeps Gradio's file route to files: it fetches public addresses for whoever asks."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _, route, file = scope.get("path", "").partition("/file=")
+        if route and is_http_url_like(file):
+            refusal = JSONResponse({"detail": "files on other servers are not fetched"}, status_code=403)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 async def _no_endpoint(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "no such endpoint: /gradio_api/info lists them"}, status_code=404)
 
 
-REFUSALS: dict[str, Any] = {"exception_handlers": {FnIndexInferError: _no_endpoint}}
-"""Arguments of the FastAPI application: the answer to endpoints that do not exist."""
+ARGUMENTS: dict[str, Any] = {
+    "max_file_size": LARGEST_BYTES,
+    "app_kwargs": {
+        "exception_handlers": {FnIndexInferError: _no_endpoint},
+        "middleware": [Middleware(NoForeignFiles)],
+    },
+}
+"""Arguments of `launch`."""

@@ -8,10 +8,12 @@ from html import escape
 from typing import Any, ClassVar, TypeAlias
 
 import gradio as gr
+from gradio.context import Context
 from gradio.events import Dependency
 
 from genlab.core.errors import GenlabError
 from genlab.studio import markup
+from genlab.studio.sessions import keeps_up
 from genlab.studio.store import Job
 from genlab.studio.visitors import who
 from genlab.studio.watching import FOLLOWING, News, watch
@@ -39,6 +41,8 @@ class JobPanel(ABC):
 
     def __init__(self, bench: Workbench, visitor: gr.BrowserState):
         self.bench, self.visitor = bench, visitor
+        assert Context.root_block is not None  # the page that is being built
+        self.page = Context.root_block
         self.build()
 
     @abstractmethod
@@ -71,11 +75,12 @@ class JobPanel(ABC):
 
     def build_start(self) -> None:
         """The buttons that start and stop, and the line that says how it goes."""
-        with gr.Row():
-            self.start = gr.Button(self.action, variant="primary", interactive=False, scale=3)
-            self.stop = gr.Button("Stop", variant="stop", interactive=False, scale=1, min_width=90)
+        with gr.Column(min_width=0, elem_classes="start"):  # on a phone it stays at the lower edge
+            with gr.Row():
+                self.start = gr.Button(self.action, variant="primary", interactive=False, scale=3)
+                self.stop = gr.Button("Stop", variant="stop", interactive=False, scale=1, min_width=90)
+            self.status = gr.HTML(markup.status("Ready"))
         self.job = gr.State("")
-        self.status = gr.HTML(markup.status("Ready"))
 
     def connect(self, inputs: set[Any], shown: list[Any]) -> None:
         """Let `start` ask for a job, made of `inputs`, whose course fills `shown`."""
@@ -93,7 +98,7 @@ class JobPanel(ABC):
             files = asked(self.files, values)
             job = asked(self.bench.store.submit, self.kind, who(request, values[self.visitor]), title, wants, files)
             self.bench.workers.ensure()
-            async for updates in self._follow(job):
+            async for updates in self._follow(job, request):
                 yield updates
 
         button.click(start, {self.visitor, *inputs}, self._outputs, **self._following)
@@ -112,10 +117,10 @@ class JobPanel(ABC):
         if job is None:
             yield {self.status: markup.status("Ready")}
             return
-        async for updates in self._follow(job):
+        async for updates in self._follow(job, request):
             yield updates
 
-    async def _follow(self, job: Job) -> AsyncIterator[Updates]:
+    async def _follow(self, job: Job, request: gr.Request) -> AsyncIterator[Updates]:
         """What the page shows, from now to the end of the job."""
         try:
             first = self.begin(job)
@@ -125,7 +130,8 @@ class JobPanel(ABC):
         busy = {self.start: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         yield first | busy | {self.job: job.id, self.status: markup.status("Preparing")}
         async for news in watch(self.bench.store, job):
-            yield self._shown(job, news)
+            if news.state.over or keeps_up(self.page, request.session_hash):
+                yield self._shown(job, news)
         if news.state.status == "failed":
             gr.Warning(escape(news.state.words), title="Not finished")
 

@@ -32,6 +32,7 @@ from genlab.core.files import write_text
 Status: TypeAlias = Literal["queued", "running", "done", "failed", "stopped"]
 _ID = re.compile(r"[0-9]{20}-[0-9a-f]{24}")
 _GIVEN = "given"
+_REMEMBERED = 4096  # orders; what is not remembered is read again
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Store:
     Args:
         root: the folder; made if there is none.
         waiting: how many jobs may wait at once, and how many of one owner.
-        largest: bytes of results that are kept; `age`: seconds. The newest are kept in any case.
+        largest: bytes of results that are kept; `age`: seconds; `most`: finished jobs. The newest is kept in any case.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class Store:
         waiting: tuple[int, int] = (128, 32),
         largest: int = 512 * 2**20,
         age: float = 24 * 3600.0,
+        most: int = 2000,
     ):
         self.root = root.resolve()
-        self._waiting, self._largest, self._age = waiting, largest, age
+        self._waiting, self._largest, self._age, self._most = waiting, largest, age, most
         self._orders: dict[str, Job] = {}
+        self._finished: dict[str, tuple[float, int]] = {}
         for part in ("jobs", "results", "queue", "running", "served"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
 
@@ -145,6 +148,8 @@ class Store:
             order = _read(self.root / "jobs" / name / "order.json")
             if order is None:
                 raise GenlabError("no such job: it was removed after a while, as all finished ones are")
+            if len(self._orders) >= _REMEMBERED:  # of a page they may be long gone: workers remove them
+                self._orders.clear()
             self._orders[name] = self._place(name, *(order[key] for key in ("kind", "owner", "title", "wants")))
         return self._orders[name]
 
@@ -213,6 +218,7 @@ class Store:
     def finish(self, job: Job, state: State) -> None:
         """Say how it ended. What is old or too much is removed."""
         write_text(job.folder / "state.json", json.dumps(asdict(state)))
+        self._finished.pop(job.id, None)
         for mark in (self.root / "running").glob(f"{job.id}.*"):
             mark.unlink()
         (job.folder / "frame.json").unlink(missing_ok=True)
@@ -221,8 +227,7 @@ class Store:
 
     def abandoned(self, device: str) -> list[Job]:
         """Jobs that a worker of this device had begun; the only worker of the device asks, so nobody does them now."""
-        marks = (self.root / "running").glob(f"*.{device}")
-        return [self.get(mark.name.removesuffix(f".{device}")) for mark in marks]
+        return [self.get(mark.stem) for mark in (self.root / "running").glob(f"*.{device}")]
 
     def _queued(self) -> list[Job]:
         """Waiting jobs in the order in which they will begin: owners take turns, who waited longest for one first."""
@@ -241,16 +246,29 @@ class Store:
         return Job(name, kind, owner, title, wants, self.root / "jobs" / name, self.root / "results" / name)
 
     def _tidy(self, newest: Job) -> None:
-        """Remove finished jobs that are too old, or with whose results there would be too much."""
-        room = self._largest - _size(newest.results)
-        for job in self.jobs():
-            if job.id == newest.id or not (state := self.state(job)).over:
+        """Remove finished jobs that are too old, too many, or with whose results there would be too much."""
+        names = sorted(_names(self.root / "jobs"), reverse=True)
+        self._finished = {name: self._finished[name] for name in names if name in self._finished}
+        room, places = self._largest - _size(newest.results), self._most - 1
+        for name in names:
+            if name == newest.id or (ending := self._ending(name)) is None:
                 continue
-            room -= _size(job.results)
-            if room < 0 or time.time() - state.ended > self._age:
-                shutil.rmtree(job.results, ignore_errors=True)
-                shutil.rmtree(job.folder, ignore_errors=True)
-                self._orders.pop(job.id, None)
+            room, places = room - ending[1], places - 1
+            if room < 0 or places < 0 or time.time() - ending[0] > self._age:
+                shutil.rmtree(self.root / "results" / name, ignore_errors=True)
+                shutil.rmtree(self.root / "jobs" / name, ignore_errors=True)
+                self._orders.pop(name, None)
+        for mark in (self.root / "served").iterdir():
+            if time.time() - _touched(mark) > self._age:
+                mark.unlink(missing_ok=True)
+
+    def _ending(self, name: str) -> tuple[float, int] | None:
+        """When a job ended, and the bytes of its results, which no longer change; None if it goes on."""
+        if name not in self._finished:
+            state = State(**(_read(self.root / "jobs" / name / "state.json") or {}))
+            if state.over:
+                self._finished[name] = (state.ended, _size(self.root / "results" / name))
+        return self._finished.get(name)
 
 
 def _names(folder: Path) -> list[str]:

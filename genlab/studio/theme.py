@@ -10,8 +10,10 @@ CSS = """
 .head p { margin: 0.1rem 0 0; color: var(--body-text-color-subdued); }
 .card { padding: 0.15rem 0.1rem; line-height: 1.7; }
 .card span { color: var(--body-text-color-subdued); white-space: nowrap; }
-.card span::before { content: "·"; margin: 0 0.45em; }
+.card :is(strong, span):not(:last-child)::after { content: "·"; margin: 0 0.1em 0 0.45em; font-weight: 400;
+  color: var(--body-text-color-subdued); }
 .card.empty { max-width: 46rem; margin: 1rem auto; }
+.card.hint { padding: 0.6rem 0; }
 .centred { max-width: 46rem; margin: 0 auto; }
 .card pre { padding: 0.6rem 0.8rem; margin: 0.4rem 0; border-radius: 8px; overflow-x: auto;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
@@ -35,13 +37,16 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .runs th { font-weight: 500; color: var(--body-text-color-subdued); }
 .runs tr.active strong, .runs tr.running strong { color: var(--color-accent); }
 .runs progress { width: 4.5rem; height: 6px; vertical-align: middle; margin-right: 0.3rem; }
-.jobs td:last-child { white-space: normal; }
+.jobs td:last-child { white-space: normal; min-width: 7rem; }
+.live { max-height: 19rem; overflow-y: auto; }
+.live thead { position: sticky; top: 0; background: var(--body-background-fill); }
 .hint { color: var(--body-text-color-subdued); margin: 0; }
 .picture { margin: 0; }
 .picture img { max-width: 100%; image-rendering: pixelated; min-width: min(100%, 20rem); }
 .picture figcaption { font-size: 0.85rem; color: var(--body-text-color-subdued); }
 .fields .block { display: flex; flex-direction: column; justify-content: end; }
-.beside { align-self: end; flex-grow: 0 !important; height: 2.6rem; }
+.beside { align-self: end; flex-grow: 0 !important; height: 2.6rem; white-space: nowrap; }
+:is(#command, #compare-commands, #edit-command) .empty { min-height: 3.6rem !important; height: 3.6rem; }
 .pixelated img { image-rendering: pixelated; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important; overflow-x: hidden; }
 #gallery.few .grid-container { grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)) !important; }
@@ -102,11 +107,17 @@ iframe.report { width: 100%; height: 70vh; border: 1px solid var(--border-color-
   font-size: 0.85rem; }
 .tools label { display: flex; gap: 0.5rem; align-items: center; }
 .tools input { accent-color: var(--color-accent); width: 8rem; }
-.tools button { padding: 0.25rem 0.8rem; border-radius: 6px; border: 1px solid var(--border-color-primary);
+.tools button { padding: 0.25rem 0.8rem; font-size: inherit; font-weight: 400;
+  border-radius: 6px; border: 1px solid var(--border-color-primary);
   background: var(--background-fill-secondary); color: var(--body-text-color); cursor: pointer; }
 .tools button[aria-pressed=true] { border-color: var(--color-accent); color: var(--color-accent); }
 @media (max-width: 640px) {
-  .gradio-container main { padding: 0.5rem !important; }
+  .gradio-container main { padding: 0.5rem 0.5rem 7rem !important; }
+  .start { position: fixed; inset: auto 0 0; z-index: 40; padding: 0.5rem 0.75rem 0; gap: 0;
+    background: var(--body-background-fill); border-top: 1px solid var(--border-color-primary); }
+  :is(.live, .jobs) :is(th, td) { padding-right: 0.5rem !important; }
+  .live :is(th, td):nth-child(2), .jobs :is(th, td):nth-child(1) { display: none; }
+  .jobs td { white-space: normal; overflow-wrap: anywhere; }
   #gallery { height: 62vh !important; }
   .compared .pixelated .grid-container { grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)) !important; }
   .tiles:not(.triple, .strip, .compared *) .grid-container {

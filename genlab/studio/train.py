@@ -32,6 +32,7 @@ class TrainPanel(JobPanel):
 
     def build(self) -> None:
         self.recipes = Recipes.here()
+        self.table = gr.HTML(markup.runs([]))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self._build_recipe()
@@ -57,7 +58,6 @@ class TrainPanel(JobPanel):
             self.text = gr.Code(label="Recipe", language="yaml", interactive=False, wrap_lines=True, max_lines=30)
 
     def _build_runs(self) -> None:
-        self.table = gr.HTML(markup.runs([]))
         with gr.Row():
             self.run = gr.Dropdown([], label="Look at", scale=4, min_width=180)
             self.go_on = gr.Button("Continue this run", size="sm", min_width=120, elem_classes="beside")

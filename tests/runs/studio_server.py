@@ -21,14 +21,14 @@ _TRIES = 3  # somebody else may take the port before the studio does
 
 
 @contextmanager
-def studio(runs: Path, said: list[str] | None = None) -> Iterator[str]:
-    """`python app.py RUNS`; gives its address once it says so, and stops it as Ctrl-C does.
+def studio(runs: Path, said: list[str] | None = None, *options: str) -> Iterator[str]:
+    """`python app.py RUNS OPTIONS`; gives its address once it says so, and stops it as Ctrl-C does.
 
     Its lines go into `said`, as they come.
     """
     said = [] if said is None else said
     for _ in range(_TRIES):
-        words = [sys.executable, "app.py", runs, "--port", str(_free_port())]
+        words = [sys.executable, "app.py", runs, "--port", str(_free_port()), *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(words, cwd=ROOT, start_new_session=True, env=_environment(), **pipes) as process:
             lines: queue.Queue[str] = queue.Queue()

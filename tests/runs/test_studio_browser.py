@@ -12,7 +12,19 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from runs_support import genlab
-from studio_page import PATIENCE, button, expect, fill, pictures, screenshot, status
+from studio_page import PATIENCE, button, expect, fill, pictures, screenshot, status, turn_to, visit
+
+DESK = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+LOOKS = {
+    "light": {**DESK, "color_scheme": "light"},
+    "dark": {**DESK, "color_scheme": "dark"},
+    "phone": {**PHONE, "color_scheme": "light"},
+}
+PANELS = ("Generate", "Compare", "Edit", "Tokenizers", "Score", "Train", "Jobs")
+SPILLING = """[...document.querySelectorAll("button:is(.lg, .md, .sm)")].filter(
+    button => button.checkVisibility() && button.innerText && button.scrollHeight > button.clientHeight + 2
+).map(button => button.innerText)"""
 
 
 def order(page, per_class, steps):
@@ -41,6 +53,24 @@ def test_images_are_made_shown_and_taken_away(page, tmp_path):
         archive.extract("000019-0009.png", tmp_path)
     told = json.loads(Image.open(tmp_path / "000019-0009.png").text["genlab"])
     assert (told["run"], told["index"], told["label"], told["sampling"]["steps"]) == ("tiny", 19, 9, 3)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_panel_fits_its_window(browser, address, complaints, look):
+    context = browser.new_context(**LOOKS[look])
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    visit(page, address)
+    for name in PANELS:
+        turn_to(page, name)
+        page.wait_for_timeout(300)  # what its first sight loads
+        screenshot(page, f"{look}-{name.lower()}")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+        assert page.evaluate(SPILLING) == [], name
+    context.close()
+    assert not complaints
 
 
 @pytest.mark.browser

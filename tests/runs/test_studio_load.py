@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from runs_support import genlab
 from studio_page import button, expect, tab
 from studio_server import studio
 
-USERS, EACH = 10, 3
+from genlab.studio.store import Store
+from genlab.studio.worker import Workers, page_open
+
+USERS, EACH = 30, 2
+WAITING = 10
 PATIENT = {"timeout": 120}
 STEPS = 2
 
@@ -65,9 +70,9 @@ def test_many_users_at_once_get_their_own_images(address, trained, tmp_path, tem
         answers = list(pool.map(lambda user: use(address, user, tmp_path), range(USERS)))
     made = {seed: images for answer in answers for seed, images in answer.items()}
     assert len(made) == USERS * EACH
-    for user, turn in ((0, 0), (3, 1), (9, 2)):
+    for user, turn in ((0, 0), (13, 1), (29, 0)):
         order, out = wanted(user, turn), tmp_path / f"out{user}"
-        words = ("--classes", user, "--per-class", 2, "--seed", order["seed"], "--steps", STEPS, "--out", out)
+        words = ("--classes", user % 10, "--per-class", 2, "--seed", order["seed"], "--steps", STEPS, "--out", out)
         assert genlab("sample", trained, *words) == 0
         files = sorted(out.glob("[0-9]*-*.png"))
         assert all(np.array_equal(a, pixels(b)) for a, b in zip(made[order["seed"]], files, strict=True))
@@ -77,37 +82,34 @@ def test_many_users_at_once_get_their_own_images(address, trained, tmp_path, tem
 
 
 def test_who_waits_is_told_the_place_and_nobody_is_lost(address, tmp_path):
-    with ThreadPoolExecutor(USERS) as pool:
-        clients = list(
-            pool.map(
-                lambda _: Client(address, verbose=False, httpx_kwargs=PATIENT, download_files=tmp_path), range(USERS)
-            )
-        )
+    made = {"verbose": False, "httpx_kwargs": PATIENT, "download_files": tmp_path}
+    with ThreadPoolExecutor(WAITING) as pool:
+        clients = list(pool.map(lambda _: Client(address, **made), range(WAITING)))
     run = clients[0].predict(api_name="/runs")[0]["id"]
     long = clients[0].predict(run, [0], 200, 0, {"steps": 1000}, api_name="/submit")
     ids = [client.predict(run, **wanted(7, 7), api_name="/submit") for client in clients]
     places = [clients[0].predict(name, api_name="/job") for name in ids]
     assert {place["status"] for place in places} == {"queued"}
-    assert sorted(place["ahead"] for place in places) == list(range(1, USERS + 1))
+    assert sorted(place["ahead"] for place in places) == list(range(1, WAITING + 1))
     clients[0].predict(long, api_name="/cancel")
     last = {"status": "queued"}
     while last["status"] in ("queued", "running"):
         last = clients[0].predict(ids[-1], api_name="/job")
-    assert [clients[0].predict(name, api_name="/job")["status"] for name in ids] == ["done"] * USERS
+    assert [clients[0].predict(name, api_name="/job")["status"] for name in ids] == ["done"] * WAITING
     for client in clients:
         client.close()
 
 
 def test_memory_stays_where_it_is(address, trained):
     """A little of what benchmarks/studio_load.py measures over 500."""
-    client = Client(address, verbose=False, httpx_kwargs=PATIENT, download_files=False)
-    run = client.predict(api_name="/runs")[0]["id"]
     sizes = []
     for seed in range(60):
+        if seed % 5 == 0:  # another visitor
+            client = Client(address, verbose=False, httpx_kwargs=PATIENT, download_files=False)
+            run = client.predict(api_name="/runs")[0]["id"]
         client.predict(run, [seed % 10], 1, seed, {"steps": 1}, api_name="/generate")
         if seed % 20 == 19:
             sizes.append(resident(trained.parent, address))
-    client.close()
     assert max(sizes[1:]) < 1.1 * sizes[0]
 
 
@@ -117,6 +119,30 @@ def resident(runs, address):
     page = [c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN]
     worker = [int(lock.read_text()) for lock in runs.glob(".studio/worker-*.lock")]
     return sum(psutil.Process(pid).memory_info().rss for pid in {*page, *worker}) / 2**20
+
+
+def test_training_ends_with_a_worker_that_is_killed_and_goes_on_later(recipe, tmp_path):
+    store, runs = Store(tmp_path / "jobs"), tmp_path / "runs"
+    workers = Workers(store.root, ("cpu",))
+    changes = ["name=long", "training.images=1_000_000"]
+    told = {"config": str(recipe), "overrides": changes, "name": "long", "runs": str(runs)}
+    with page_open(store.root):
+        store.submit("train", "me", "long", told)
+        workers.ensure()
+        (worker,) = (psutil.Process(process.pid) for process in workers._started)
+        wait((runs / "long" / "log.jsonl").exists)
+        training = worker.children(recursive=True)
+        worker.kill()
+        gone, alive = psutil.wait_procs(training, timeout=PATIENT["timeout"])
+    assert gone and not alive
+    assert list((runs / "long" / "checkpoints").iterdir())  # from where it can be continued
+
+
+def wait(ready):
+    limit = time.monotonic() + PATIENT["timeout"]
+    while not ready():
+        assert time.monotonic() < limit, "nothing came of it"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""A genlab command in a process of its own, on the worker's device: what it uses is free again at its end."""
+"""A genlab command in a process of its own, on the worker's device: what it uses is free again at its end.
+
+It ends with the worker, even with one that is killed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from genlab.core.errors import GenlabError
 from genlab.studio.models import Models
+from genlab.studio.work import leash
 from genlab.studio.worker import Running, Stopped
 
 _PATIENCE = 120.0  # seconds for a stopped command to save its state
@@ -40,12 +44,17 @@ def run_command(
         GenlabError: the command failed; its own words.
     """
     models.clear()  # the command wants the memory
-    called = [sys.executable, "-m", "genlab.cli", *words]
+    held, ours = os.pipe()  # closed by the system, if this process is killed
+    called = [sys.executable, "-m", leash.__name__, str(held), str(int(gently)), "genlab.cli", *words]
     shared = {**os.environ, **_device(models), **(environment or {})}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the page was started in the background
     with log.open("wb") as output:
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(called, start_new_session=True, env=shared, **pipes) as process:
+        with (
+            os.fdopen(ours, "wb"),
+            subprocess.Popen(called, start_new_session=True, env=shared, pass_fds=[held], **pipes) as process,
+        ):
+            os.close(held)
             try:
                 while process.poll() is None:
                     running.check()

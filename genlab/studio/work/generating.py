@@ -22,6 +22,8 @@ from genlab.studio.worker import Running
 
 BATCH = 64  # as `genlab sample` by default: the same batches give the same images to the last bit
 PAUSE = 0.15  # seconds between previews, at least
+_FLOW = 4e6  # bytes of previews a second, at most: a page that cannot keep up would pile them up
+_DRAWING = 0.005  # seconds that a busy browser takes for a picture, in which it does not hear of clicks
 
 
 def generate(running: Running, models: Models) -> dict[str, Any]:
@@ -66,7 +68,9 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
         done = (len(ready) + len(present) * event.step / event.steps) / total
         show(done, forming)
         spent = time.monotonic() - now  # a slow decoder is asked less often
-        next_preview = now + spent + max(PAUSE, 3 * spent)
+        pictures = [*shown.values(), *forming.values()]
+        page = max(_DRAWING * len(pictures), sum(map(len, pictures)) / _FLOW)
+        next_preview = now + spent + max(PAUSE, 3 * spent, page)
 
     running.check()
     plan = generator, order.labels, order.seed, range(total), BATCH, order.settings

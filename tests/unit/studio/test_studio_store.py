@@ -1,5 +1,6 @@
 """Jobs on disk: taken once, in turns, kept or removed, whoever starts and ends meanwhile."""
 
+import os
 import time
 
 import pytest
@@ -92,6 +93,26 @@ def test_results_are_bounded_by_size_and_age(tmp_path):
     store.finish(jobs[2], State("done", ended=time.time() - 3601))
     ended(store, jobs[3])
     assert not jobs[2].folder.exists() and not jobs[2].results.exists() and jobs[3].results.exists()
+
+
+def test_small_results_are_bounded_by_number_and_visitors_are_forgotten(tmp_path):
+    store = Store(tmp_path, most=3)
+    old = store.root / "served" / "somebody"
+    old.touch()
+    os.utime(old, (0, 0))
+    jobs = [submit(store, f"visitor {number}") for number in range(6)]
+    for _ in jobs:
+        ended(store, store.claim("cpu"))
+    assert store.jobs() == jobs[:2:-1] and len(list(store.results.iterdir())) == 3
+    assert not old.exists() and len(list((store.root / "served").iterdir())) == 6
+
+
+def test_what_a_page_remembers_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("genlab.studio.store._REMEMBERED", 4)
+    store = Store(tmp_path, waiting=(50, 50))
+    jobs = [submit(store) for _ in range(20)]
+    assert store.jobs() == jobs[::-1] and len(store._orders) <= 4
+    assert [store.get(job.id) for job in jobs] == jobs
 
 
 def test_what_a_dead_worker_had_begun_is_found(store):
