@@ -80,13 +80,13 @@ def convert(checkpoint: str, out: Path, options: Options) -> None:
     elif kind is not None or options.origin == "tokenizer":
         return _tokenizer(source, out, options)
     elif source.suffix == ".pkl" and options.origin != "shortcut":
-        found, which = recognise(edm.read_pickle(source), str(source)), "ema"
+        found, which = recognise(edm.read_pickle(source), str(source), wanted=options.origin), "ema"
     else:
         content = _content(source)
         if options.origin is None and _is_tokenizer(find_state(content, str(source))):
             return _tokenizer(source, out, options)
         state, which = dit.select(content, str(source), options.weights)
-        found = recognise(state, str(source), _hints(state, options))
+        found = recognise(state, str(source), _hints(state, options), options.origin)
     family = _family(found, "dit" if kind else options.origin, str(source))
     _generator(source, out, found, family, which, options)
     return None
@@ -163,7 +163,7 @@ def _family(found: Found, wanted: str | None, where: str) -> Family:
     if wanted in found.families:
         return next(family for family in found.families if family == wanted)
     if wanted is not None:
-        raise CheckpointError(f"{where}: by its weights a {shown}, of {' or '.join(found.families)}; not {wanted}")
+        raise CheckpointError(f"{where}: by its weights {' or '.join(found.families)}, not {wanted}")
     if len(found.families) > 1:
         raise CheckpointError(
             f"{where}: a {shown}, but {' and '.join(found.families)} have the same tensors and mean other times by "

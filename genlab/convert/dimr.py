@@ -197,7 +197,7 @@ def _preset_heads(depth: int, width: int) -> int:
             return stages[0]["heads"]
     raise CheckpointError(
         f"a DiMR whose first stage has depth {depth} and width {width} is no published size, and the number of "
-        "attention heads cannot be read from the weights: give `heads`"
+        "attention heads cannot be read from the weights: give --heads"
     )
 
 

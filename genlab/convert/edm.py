@@ -122,6 +122,8 @@ def from_constructor(model: Mapping[str, Any]) -> dict[str, Any]:
             "attention": tuple(model.get("attn_resolutions", (16, 8))),
             "channels_per_head": model.get("channels_per_head", 64),
             "uncertainty_features": model.get("logvar_channels", 128),
+            "time_multiplier": model.get("channel_mult_noise"),
+            "embedding_multiplier": model.get("channel_mult_emb"),
         }
     if kind not in ("DhariwalUNet", "SongUNet"):
         raise CheckpointError(f"an unknown network of EDM: {kind}; known are DhariwalUNet and SongUNet")
@@ -246,18 +248,23 @@ def _edm2_arguments(
     rows, columns = sides[0]
     first = state[f"unet.enc.{rows}x{columns}_conv.weight"]
     widths = [state[f"unet.enc.{h}x{w}_block0.conv_res0.weight"].shape[0] for h, w in sides]
-    multipliers = _multipliers(widths)
+    embedding, sines = state["unet.emb_noise.weight"].shape
+    told = [sines] * (sines != widths[0]) + [embedding] * (embedding != max(widths))  # of which a multiplier tells
+    multipliers = _multipliers(widths + told)[: len(widths)]
+    width = widths[0] // multipliers[0]
     label = state.get("unet.emb_label.weight")
     return {
         "grid": sides[0],
         "channels": first.shape[1] - 1,
         "num_classes": 0 if label is None else label.shape[1],
-        "width": widths[0] // multipliers[0],
+        "width": width,
         "multipliers": multipliers,
         "blocks": _blocks(layers),
         "attention": _attention(layers, "attn_qkv.weight"),
         "channels_per_head": channels_per_head,
         "uncertainty_features": state["logvar_linear.weight"].shape[1],
+        "time_multiplier": None if sines == widths[0] else sines // width,
+        "embedding_multiplier": None if embedding == max(widths) else embedding // width,
     }
 
 

@@ -26,12 +26,17 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_constructor(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The official constructor's arguments as those of `ENAT`."""
+    """The official constructor's arguments as those of `ENAT`.
+
+    A network that was made without label dropout has no null row. The row of its last class is in that place then,
+    which matters to guidance alone, and nothing can guide it.
+    """
     side, (encoder_depth, decoder_depth) = model["input_size"], model["enc_dec"]
+    null_row = model.get("class_dropout_prob", 0.1) > 0
     return {
         "grid": (side, side),
         "vocab": model["codebook_size"],
-        "num_classes": model["num_classes"],
+        "num_classes": model["num_classes"] - (not null_row),
         "width": model["hidden_size"],
         "encoder_depth": encoder_depth,
         "decoder_depth": decoder_depth,
@@ -68,7 +73,7 @@ def enat_arguments(
     decoder_depth = decoder_depth or published.get("decoder_depth")
     if heads is None or decoder_depth is None:
         raise CheckpointError(
-            f"an ENAT of width {width} with {depth} blocks is no published size: give `heads`, and a recipe whose "
+            f"an ENAT of width {width} with {depth} blocks is no published size: give --heads, and a --recipe whose "
             "network.decoder_depth says how many of the blocks decode"
         )
     return {

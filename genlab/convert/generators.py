@@ -105,15 +105,16 @@ class Found(NamedTuple):
     patches do not tile."""
 
 
-def recognise(state: State, where: str, hints: Hints | None = None) -> Found:
+def recognise(state: State, where: str, hints: Hints | None = None, wanted: str | None = None) -> Found:
     """What a state dict under its official names is.
 
     Args:
         where: the file, for messages.
         hints: for sizes and schedules that are not published.
+        wanted: the family that it is to be of.
 
     Raises:
-        CheckpointError: no generator that is known, or a part of one.
+        CheckpointError: no generator that is known, or a part of one, or its names are those of another family.
     """
     repa = any(key.startswith(sit.PROJECTORS) for key in state)
     state = sit.from_repa(state) if repa else state
@@ -123,6 +124,9 @@ def recognise(state: State, where: str, hints: Hints | None = None) -> Found:
             f"{where}: no generator that is known (it has {', '.join(list(state)[:3])} ...); "
             f"known: {', '.join(FAMILIES)}, and tokenizers"
         )
+    families: tuple[Family, ...] = ("repa",) if repa else architecture.families
+    if wanted is not None and wanted not in (families if families != _DIT_FAMILIES else _DIT_LIKE):
+        raise CheckpointError(f"{where}: by its weights {' or '.join(families)}, not {wanted}")
     if "pos_embed" in state and math.isqrt(tokens := state["pos_embed"].shape[1]) ** 2 != tokens:
         raise CheckpointError(f"{where}: its position table has {tokens} tokens; only square latent grids are read")
     arguments = architecture.arguments(state, hints or Hints())
@@ -139,7 +143,6 @@ def recognise(state: State, where: str, hints: Hints | None = None) -> Found:
         shape = {"scales": spec.scales} if own_scales else {"grid": spec.grid}
         return architecture.load(architecture.network(**{**arguments, **shape}), state)
 
-    families: tuple[Family, ...] = ("repa",) if repa else architecture.families
     if families == _DIT_FAMILIES and any(section[key] for key in ("rms_norm", "swiglu", "rope")):
         families = ("lightningdit",)
     return Found(
@@ -199,6 +202,8 @@ def _fit_arguments(state: State, hints: Hints) -> dict[str, Any]:
 
 
 _DIT_FAMILIES: tuple[Family, ...] = ("dit", "sit")
+_DIT_LIKE: tuple[Family, ...] = (*_DIT_FAMILIES, "lightningdit")
+"""Families with the same names, of which options of the blocks tell the last one."""
 _ARCHITECTURES = (
     Architecture(
         "dimr",

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from genlab.convert import dimr
+from genlab.convert.golden_schedules import Betas
 from genlab.convert.goldens import Case, Check, Golden
-from genlab.core.errors import CheckpointError
 from genlab.networks.dimr import DiMR
 from genlab.networks.dimr_stage import Stage
 from genlab.nn.td_norm import TdLayerNorm, TdRmsNorm, TimeVectors
-from genlab.processes.schedules import betas
-from genlab.processes.vp import VpDiffusion, pooled_noise
+from genlab.processes.vp import pooled_noise
 from genlab.processes.vp_sampling import VpSampling
 from samplers import dpm_solver, vp_schedule
 from samplers.vp_schedule import Level
@@ -55,7 +54,7 @@ def loss(golden: Golden) -> Iterator[Check]:
     """Losses, targets and the gradients of all parameters."""
     network, tolerance = _network(golden), _tolerance(golden)
     weights = tuple(golden.config.get("loss_coeffs", ())) or None
-    process = VpDiffusion(resolutions=len(network.stages), resolution_weights=weights, **_schedule_arguments(golden))
+    process = _betas(golden).vp(len(network.stages), weights)
     data, noise, step = golden["in.x0"], golden["in.eps"], golden["in.n"]
     yield Check("mid.xn", process.noised(data, noise, step), TIGHT)
     for name in golden.group("mid"):
@@ -78,7 +77,7 @@ def loss(golden: Golden) -> Iterator[Check]:
 def sample(golden: Golden) -> Iterator[Check]:
     """Guided samples, with the times of all evaluations and the states between."""
     network, tolerance = _network(golden).eval(), _tolerance(golden)
-    process = VpDiffusion(**_schedule_arguments(golden))
+    process = _betas(golden).vp()
     schedule = process.continuous()
     for name, run in golden.config["runs"].items():
         guided = process.denoiser(network, _label(golden), _guidance(run))
@@ -99,11 +98,12 @@ def sample(golden: Golden) -> Iterator[Check]:
 
 def solver(golden: Golden) -> Iterator[Check]:
     """The solver on a closed-form model, in single and double precision, and the tables of the schedule."""
-    schedule = vp_schedule.Tabulated(torch.cumprod(1 - betas("scaled_linear", 1000), 0))
+    betas = Betas.parse(golden.config["beta"]) if "beta" in golden.config else Betas()
+    schedule = betas.vp().continuous()
     t = golden["in.t_query"].double()
     log_alpha = schedule.log_alpha(t)
     log_snr = vp_schedule.half_log_snr(log_alpha)
-    yield Check("out.betas", betas("scaled_linear", 1000), TIGHT)
+    yield Check("out.betas", betas.table(), TIGHT)
     yield Check("out.log_alpha", log_alpha, TIGHT)
     yield Check("out.sigma", (-torch.expm1(2 * log_alpha)).sqrt(), TIGHT)
     yield Check("out.lambda", log_snr, TIGHT)
@@ -188,12 +188,9 @@ def _recorded(network: DiMR) -> dict[nn.Module, list[Tensor]]:
     return features
 
 
-def _schedule_arguments(golden: Golden) -> dict[str, Any]:
-    """Raises CheckpointError for a schedule that DiMR was not trained with."""
-    schedule = golden.config.get("schedule", {})
-    if (schedule.get("linear_start", 0.00085), schedule.get("linear_end", 0.012)) != (0.00085, 0.012):
-        raise CheckpointError(f"{golden.path}: an unknown schedule {schedule}")
-    return {"steps": schedule.get("n_timestep", 1000)}
+def _betas(golden: Golden) -> Betas:
+    names = {"kind": "kind", "linear_start": "start", "linear_end": "end", "n_timestep": "steps"}
+    return Betas(**{names[key]: value for key, value in golden.config.get("schedule", {}).items() if key in names})
 
 
 def _guidance(run: dict[str, Any]) -> VpSampling:

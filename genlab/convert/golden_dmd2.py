@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.convert import edm, golden_dmd2_levels
+from genlab.convert.golden_schedules import Betas
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.core.contracts import Network
 from genlab.core.errors import CheckpointError
@@ -22,7 +23,6 @@ from genlab.core.weights import fill_all
 from genlab.distillation.discriminator import Critic, Head
 from genlab.distillation.dmd2 import Dmd2, Dmd2Settings, Draw, Labelled
 from genlab.distillation.losses import matching_gradient, pull
-from genlab.processes.diffusion import Diffusion
 from genlab.processes.edm import Edm
 from genlab.processes.few_step import FewStep
 from genlab.processes.flow import Flow
@@ -275,10 +275,7 @@ def _setup(golden: Golden) -> Setup:
 def _latent_process(config: Mapping[str, Any], case: str) -> FewStep:
     if "path" in config:
         return FewStep(Flow(golden_dmd2_levels.path_name(config["path"])), tuple(config["student_times"]))
-    ends, name = (config["beta_start"], config["beta_end"]), config["beta_schedule"]
-    if {"scaled_linear": (0.00085, 0.012), "linear": (1e-4, 0.02)}.get(name) != ends:
-        raise CheckpointError(f"an unknown schedule: {name} from {ends[0]} to {ends[1]}")
-    process = Diffusion(schedule=name)
+    process = Betas(config["beta_schedule"], config["beta_start"], config["beta_end"]).diffusion()
     if case == "latent_backward_simulation":
         every = 1000 // config["num_denoising_step"]  # rounded down, so that the last of the list may be one more
         return FewStep(process, tuple(float(t) for t in range(999, 0, -every)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genlab.convert import fit
-from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, scale_of, sde_options
+from genlab.convert.golden_parts import FORWARD, TRAJECTORY, gradients, scale_of, sde_options, sde_steps
 from genlab.convert.goldens import Case, Check, Golden
 from genlab.convert.sit_reference import torchdiffeq
 from genlab.networks.fit import FiT
@@ -262,10 +262,12 @@ def _deterministic(golden: Golden, network: FiT, name: str, run: dict[str, Any])
 def _stochastic(golden: Golden, network: FiT, name: str, run: dict[str, Any]) -> Tensor:
     x = golden["in.z"].mT
     draws = iter(golden[f"in.{name}.noise"][:, : len(x)].mT)
-    settings = FlowSampling(sampler=_SDE_METHODS[run["method"]], steps=run["num_steps"], **sde_options(run))
+    options = sde_options(run)
+    steps, begin = sde_steps(run, options)
+    settings = FlowSampling(sampler=_SDE_METHODS[run["method"]], steps=steps, **options)
     stream: Any = SimpleNamespace(normal=lambda *shape: next(draws))  # in place of a SampleRng
     velocity = _velocity(golden, network, run)
-    return flow_sampling.stochastic("linear", velocity, x, (0.0, 1.0), settings, stream, None)
+    return flow_sampling.stochastic("linear", velocity, x, (0.0, 1.0), settings, stream, None, begin)
 
 
 def _size(of: dict[str, Any]) -> Tensor:

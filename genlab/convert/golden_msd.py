@@ -36,7 +36,7 @@ def routing(golden: Golden) -> Iterator[Check]:
             yield Check(f"out.{name}", torch.tensor(owners), EXACT)
     permutation = golden.tensors.get("in.permutation")
     if permutation is not None:
-        owners = along(permutation.tolist(), config["K"])
+        owners = along(permutation.tolist(), len(permutation), config["K"])
         yield Check("out.class_to_student.permuted", torch.tensor(owners), EXACT)
     students = [
         _tiny(golden, f"student{k}.", config["hid"], _num_classes(golden, "student0.")) for k in range(config["K"])

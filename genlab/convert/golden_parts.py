@@ -99,6 +99,16 @@ def sde_options(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def sde_steps(run: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[int, float | None]:
+    """SiT's `num_steps`, points of a grid, as `steps` of `FlowSampling`, and the time to begin at (None: the start).
+
+    Steps with noise lead from point to point, so a single point leaves nothing but the last step, if there is one.
+    """
+    noisy, last = run["num_steps"] - 1, options["last_step"] != "none"
+    begin = None if noisy else 1 - last * options["last_step_size"]
+    return max(noisy, 1) + last, begin
+
+
 def with_null(network: Network, label: Tensor) -> Tensor:
     """The labels of a guided forward of 2n rows for n labels."""
     return torch.cat([label, torch.full_like(label, network.null_label)])  # [2n]

@@ -43,7 +43,10 @@ class Golden:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: not a readable .safetensors file ({error})") from error
-        config = json.loads(metadata.get("config", "{}"))
+        try:
+            config = json.loads(metadata.get("config", "{}"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: no golden file, its config is not JSON ({error})") from error
         system = metadata.get("system") or config.get("system")
         case = metadata.get("case") or config.get("case") or metadata.get("kind") or config.get("kind")
         if not system or not case:

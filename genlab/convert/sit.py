@@ -118,7 +118,7 @@ def preset_heads(depth: int, width: int) -> int:
             return sizes["heads"]
     raise CheckpointError(
         f"a DiT of depth {depth} and width {width} is no published size, and the number of attention heads "
-        "cannot be read from the weights: give `heads`"
+        "cannot be read from the weights: give --heads"
     )
 
 

@@ -63,7 +63,9 @@ def arguments(
     positions = 680 if family == "flexvar" else state["pos_1LC"].shape[1]
     scales = scales or _SCHEDULES.get(positions)
     if scales is None:
-        raise CheckpointError(f"the places of {positions} positions are of no published schedule: give `scales`")
+        raise CheckpointError(
+            f"{positions} positions are of no published schedule: give a --recipe whose tokenizer has so many"
+        )
     sizes = {
         "scales": scales,
         "channels": channels,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genlab.convert.goldens import Golden, Result, run
+from genlab.core.errors import CheckpointError
 
 SYSTEMS = {  # golden system -> the module whose CASES recompute it
     "dit": "genlab.convert.golden_dit",
@@ -41,12 +42,12 @@ SYSTEMS = {  # golden system -> the module whose CASES recompute it
 
 
 def verify(path: str | Path) -> list[Result]:
-    """All outputs of one golden file, compared. An unknown system or case is one failing line.
-
-    Raises:
-        CheckpointError: the file is no golden file.
-    """
-    golden = Golden.load(path)
+    """All outputs of one golden file, compared. A file that cannot be read, or of an unknown system or case, is one
+    failing line, so that it hides nothing of others."""
+    try:
+        golden = Golden.load(path)
+    except CheckpointError as error:
+        return [_failed("golden file", str(error))]
     module = SYSTEMS.get(golden.system)
     cases = importlib.import_module(module).CASES if module else {}
     if golden.case not in cases:
@@ -55,13 +56,17 @@ def verify(path: str | Path) -> list[Result]:
             if cases
             else f"known systems: {', '.join(SYSTEMS)}"
         )
-        return [Result(f"{golden.system}/{golden.case}", float("inf"), 0.0, 0.0, False, f"not supported; {known}")]
+        return [_failed(f"{golden.system}/{golden.case}", f"not supported; {known}")]
     try:
         return run(golden, cases[golden.case])
     except Exception as error:  # one broken file must not hide the outcome of the others
         where = traceback.extract_tb(error.__traceback__)[-1]
         note = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return [Result(f"{golden.system}/{golden.case}", float("inf"), 0.0, 0.0, False, note)]
+        return [_failed(f"{golden.system}/{golden.case}", note)]
+
+
+def _failed(name: str, note: str) -> Result:
+    return Result(name, float("inf"), 0.0, 0.0, False, note)
 
 
 def expand(paths: list[Path]) -> Iterator[Path]:

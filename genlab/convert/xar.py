@@ -156,7 +156,7 @@ def _check_tables(network: XAR, state: Mapping[str, Tensor]) -> None:
         theirs = state.get(name)
         same = theirs is None or (theirs.shape == table.shape and torch.allclose(theirs.cpu(), table.cpu(), atol=1e-4))
         if not same:
-            raise CheckpointError(f"{_MISFIT}: its table {name} differs; give the entities and heads of the file")
+            raise CheckpointError(f"{_MISFIT}: its table {name} differs; give the file's entities and --heads")
 
 
 def _depth(state: Mapping[str, Tensor], half: str) -> int:
@@ -172,5 +172,5 @@ def _heads(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> int:
             return preset["heads"]
     raise CheckpointError(
         f"an xAR of width {sizes['width']} is no published size, and without its rotary tables the number of attention "
-        "heads cannot be read from the weights: give `heads`"
+        "heads cannot be read from the weights: give --heads"
     )

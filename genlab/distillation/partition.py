@@ -66,35 +66,35 @@ class Partition(Settings):
 
 def consecutive(num_classes: int, students: int) -> list[int]:
     """Student floor(c K / N) of each class c; also where K does not divide N."""
-    return along(range(num_classes), students)
+    return along(range(num_classes), num_classes, students)
 
 
-def along(order: Sequence[int], students: int) -> list[int]:
-    """Student floor(r K / N) of the class at place r of an order of all classes 0..N-1.
+def along(order: Sequence[int], num_classes: int, students: int) -> list[int]:
+    """Student floor(r K / N) of the class at place r of an order of the data's classes 0..N-1.
 
     Raises:
         ConfigError: the order misses or repeats classes, or there are more students than classes.
     """
-    count = Counter(order)
-    missing = sorted(set(range(len(order))) - set(count))
-    if missing:
-        repeated = [label for label, times in count.items() if times > 1]
-        foreign = sorted(set(count) - set(range(len(order))))
-        raise ConfigError(
-            f"partition: the order is none of the classes 0..{len(order) - 1}: it misses {_few(missing)}"
-            + (f", repeats {_few(repeated)}" if repeated else "")
-            + (f", has the unknown {_few(foreign)}" if foreign else "")
-        )
-    _check_counts(len(order), students)
-    owners = [0] * len(order)
+    count, known = Counter(order), set(range(num_classes))
+    faults = {
+        "misses": sorted(known - set(count)),
+        "repeats": [label for label, times in count.items() if times > 1],
+        "has the unknown": sorted(set(count) - known),
+    }
+    if any(faults.values()):
+        told = ", ".join(f"{fault} {_few(labels)}" for fault, labels in faults.items() if labels)
+        raise ConfigError(f"partition: not each of the data's classes 0..{num_classes - 1} once: it {told}")
+    _check_counts(num_classes, students)
+    owners = [0] * num_classes
     for rank, label in enumerate(order):
-        owners[label] = rank * students // len(order)
+        owners[label] = rank * students // num_classes
     return owners
 
 
 def at_random(num_classes: int, students: int, seed: int) -> list[int]:
     """Parts of equal size of classes in random order."""
-    return along(spawn(seed, range(num_classes)).uniform().argsort(stable=True).tolist(), students)
+    order = spawn(seed, range(num_classes)).uniform().argsort(stable=True).tolist()
+    return along(order, num_classes, students)
 
 
 def balanced(counts: Tensor, students: int) -> list[int]:
@@ -165,9 +165,7 @@ class Ordered(Settings):
     """All classes, similar ones together."""
 
     def build(self, num_classes: int, students: int, facts: ClassFacts) -> Partition:
-        if len(self.classes) != num_classes:
-            raise ConfigError(f"partition.classes: {len(self.classes)} classes, the data have {num_classes}; name all")
-        return _partition(along(self.classes, students), students, self.name)
+        return _partition(along(self.classes, num_classes, students), students, self.name)
 
 
 class FromFile(Settings):
@@ -178,7 +176,7 @@ class FromFile(Settings):
     """A partition.json; or a JSON list: an order of all classes, or for each student the list of its classes."""
 
     def build(self, num_classes: int, students: int, facts: ClassFacts) -> Partition:
-        found = read_file(self.path, students)
+        found = read_file(self.path, num_classes, students)
         if (found.num_classes, found.students) != (num_classes, students):
             raise ConfigError(
                 f"partition.path: {self.path} has {found.num_classes} classes for {found.students} students, this run "
@@ -226,8 +224,13 @@ PartitionSettings: TypeAlias = Annotated[
 """Told apart by `name`; each has `build(num_classes, students, facts) -> Partition`, which raises ConfigError."""
 
 
-def read_file(path: Path, students: int) -> Partition:
-    """The partition in a file as FromFile describes. Raises ConfigError, or CheckpointError for a partition.json."""
+def read_file(path: Path, num_classes: int, students: int) -> Partition:
+    """The partition in a file as FromFile describes; a partition.json says itself of how many classes.
+
+    Raises:
+        ConfigError: it cannot be read, or its lists are not of the data's classes.
+        CheckpointError: a broken partition.json.
+    """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -235,11 +238,11 @@ def read_file(path: Path, students: int) -> Partition:
     if isinstance(content, dict):
         return Partition.load(path)
     if _is_list_of(int, content):
-        return _partition(along(content, students), students, "file")
+        return _partition(along(content, num_classes, students), students, "file")
     if not (isinstance(content, list) and content and all(_is_list_of(int, part) for part in content)):
         raise ConfigError(f"partition.path: {path} is no partition.json, list of classes, or list of such lists")
     order = [label for part in content for label in part]
-    along(order, 1)  # every class once
+    along(order, num_classes, 1)  # every class once
     owner = {label: student for student, part in enumerate(content) for label in part}
     return _partition([owner[label] for label in range(len(order))], len(content), "file")
 

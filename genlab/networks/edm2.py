@@ -94,12 +94,14 @@ class Edm2(Network):
         channels: C.
         num_classes: K; 0 for an unconditional network.
         width: M.
-        multipliers: the width of each level, as a multiple of M; E is the largest.
+        multipliers: the width of each level, as a multiple of M.
         blocks: residual blocks of each level on the way down; one more on the way up.
         attention: heights of the levels with attention.
         channels_per_head: features of a head.
         dropout: inside blocks, in training.
         uncertainty_features: sines from which the log-variance is read.
+        time_multiplier: sines of t, as a multiple of M; by default as many as the first level is wide.
+        embedding_multiplier: E / M; by default E is the width of the widest level.
 
     Raises:
         ConfigError: sizes that do not divide.
@@ -117,15 +119,18 @@ class Edm2(Network):
         channels_per_head: int = 64,
         dropout: float = 0.0,
         uncertainty_features: int = 128,
+        time_multiplier: int | None = None,
+        embedding_multiplier: int | None = None,
     ):
         super().__init__()
         check_grid(grid, len(multipliers))
         self.num_classes = num_classes
         self._channels_per_head, self._dropout = channels_per_head, dropout
         widths = [width * multiplier for multiplier in multipliers]
-        self._embedding = max(widths)
-        self.emb_fourier = Fourier(widths[0])
-        self.emb_noise = MagnitudeLayer(widths[0], self._embedding)
+        sines = widths[0] if time_multiplier is None else width * time_multiplier
+        self._embedding = max(widths) if embedding_multiplier is None else width * embedding_multiplier
+        self.emb_fourier = Fourier(sines)
+        self.emb_noise = MagnitudeLayer(sines, self._embedding)
         if num_classes:
             self.emb_label = MagnitudeLayer(num_classes, self._embedding)
         levels = [(grid[0] >> level, grid[1] >> level) for level in range(len(multipliers))]
@@ -252,6 +257,12 @@ class Edm2Config(Settings):
     """Share of features that training blanks in each block."""
     uncertainty_features: PositiveInt = 128
     """Sines from which the uncertainty at a noise level is read."""
+    time_multiplier: PositiveInt | None = None
+    """Sines at which the noise level is shown, as a multiple of the width; by default as many as the first level has
+    features."""
+    embedding_multiplier: PositiveInt | None = None
+    """Features of what blocks are told of noise level and class, as a multiple of the width; by default as many as the
+    widest level has."""
 
     latents: ClassVar[frozenset[str]] = frozenset({"continuous"})
     """The kinds of LatentSpec that it works on."""
@@ -289,6 +300,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": (16, 8),
         "channels_per_head": 64,
         "dropout": dropout,
+        "time_multiplier": None,
+        "embedding_multiplier": None,
     }
     for size, (width, dropout) in _SIZES.items()
 }

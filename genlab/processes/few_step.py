@@ -122,9 +122,8 @@ class FewStep(Process):
         count = len(self.times)
         steps = steps or count
         if steps > count:
-            raise ConfigError(
-                f"sampling.steps={steps}: this generator has learnt {count} levels; take {count} or fewer"
-            )
+            learnt = "1 level; take 1" if count == 1 else f"{count} levels; take {count} or fewer"
+            raise ConfigError(f"sampling.steps={steps}: this generator has learnt {learnt}")
         return tuple(self.times[index * count // steps] for index in range(steps))
 
 

@@ -208,8 +208,8 @@ def test_what_cannot_be_converted_is_named(tmp_path):
     file = recipe(tmp_path, FLOW)
     cases = [
         (good, Options(None, file, heads=2), "add --from dit or --from sit"),
-        (good, Options("dimr", file, heads=2), "by its weights a dit, of dit or sit; not dimr"),
-        (good, Options("sit", file), "give `heads`"),
+        (good, Options("dimr", file, heads=2), "by its weights dit or sit, not dimr"),
+        (good, Options("sit", file), "give --heads"),
         (good, Options("sit", file, heads=2, classes=10), "is for 5 classes"),
         (good, Options("sit", file, heads=2, overrides=["data.size=16"]), "set data.size=8"),
         (good, Options("sit", wide, heads=2), "latents of 1 channels"),

@@ -94,9 +94,16 @@ def test_the_recipe_is_that_of_the_grid_and_names_its_tokenizer(tmp_path, monkey
         convert(str(tmp_path / "nnet_ema_512.pth"), tmp_path / "out", Options())
 
 
+@pytest.mark.parametrize("origin", ["dit", "lightningdit", "xar", "diffusers"])
+def test_another_family_is_refused_before_its_sizes_are_asked_for(tmp_path, origin):
+    torch.save(enat.save(ENAT((4, 4), **SIZES)), tmp_path / "nnet.pth")
+    with pytest.raises(CheckpointError, match=f"by its weights enat, not {origin}$"):
+        convert(str(tmp_path / "nnet.pth"), tmp_path / "out", Options(origin))
+
+
 def test_what_cannot_be_read_is_named():
     state = enat.save(ENAT((4, 4), **SIZES))
-    with pytest.raises(CheckpointError, match=r"3 blocks is no published size: give `heads`, and a recipe whose"):
+    with pytest.raises(CheckpointError, match="3 blocks is no published size: give --heads, and a --recipe whose"):
         recognise(state, "file", Hints(heads=2))
     with pytest.raises(CheckpointError, match="only square grids"):
         recognise(enat.save(ENAT((2, 4), **SIZES)), "file")

@@ -139,7 +139,7 @@ def test_the_port_of_mean_flow_gives_averages_or_raw_weights(tmp_path, capsys):
         assert words in said and "meanflow of no published size" in said
         same(from_pretrained(tmp_path / weights).network, network)
         sampled(tmp_path / weights)
-    with pytest.raises(CheckpointError, match="by its weights a interval_dit, of meanflow; not sit"):
+    with pytest.raises(CheckpointError, match="by its weights meanflow, not sit"):
         convert(str(tmp_path / "0000007.pt"), tmp_path / "none", Options("sit", file, heads=2))
 
 

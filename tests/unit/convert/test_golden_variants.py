@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from genlab.convert import arflow, mean_flow, sit
+from genlab.convert import arflow, enat, mean_flow, sit
 from genlab.convert.golden_arflow import CASES as ARFLOW
 from genlab.convert.golden_dit import CASES as DIT
 from genlab.convert.golden_dmd2 import _latent_process
+from genlab.convert.golden_enat import CASES as MASKED
 from genlab.convert.golden_fit import CASES as FIT
 from genlab.convert.golden_onestep import CASES as ONE_STEP
+from genlab.convert.golden_schedules import Betas, OtherDiffusion, OtherVpDiffusion
 from genlab.convert.golden_sit import CASES as SIT
 from genlab.convert.goldens import Check, Golden, run
+from genlab.core.errors import CheckpointError
 from genlab.networks.arflow import ARFlow
 from genlab.networks.dit import DiT
+from genlab.networks.enat import ENAT
 from genlab.networks.fit import FiT
 from genlab.networks.interval_dit import IntervalDiT
 
@@ -73,6 +77,28 @@ def test_samples_of_arflow_take_any_options_of_the_sde(options):
     assert found["out.latent"].isfinite().all()
     if options.keys() - {"diffusion_norm"}:
         assert not torch.equal(found["out.latent"], usual["out.latent"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["Mean", "Euler", None])
+def test_one_step_of_arflow_is_the_last_one(rule):
+    config = {**SMALL, "num_classes": 3, "num_steps": 1, "last_step": rule, "cfg_scale": 1.0, "last_step_size": 0.1}
+    network = ARFlow(**arflow.from_constructor(config))
+    draws = {"in.z": torch.randn(2, 2, 4, 4), "in.noise": torch.zeros(0), "in.labels": torch.tensor([0, 3])}
+    golden = _golden("sample", config, params=arflow.save(network), **draws)
+    z, params = golden["in.z"], golden.group("param")
+    v = arflow.load(network, params).step(z, torch.full((2,), 0.9), golden["in.labels"], None)[0][:, :2]
+    drift = {"Mean": v * 1.9 - z, "Euler": v, None: 0}[rule]  # v + (1 - t) score, or without the score
+    torch.testing.assert_close(_recomputed(ARFLOW, golden)["out.latent"], z + 0.1 * drift)
+
+
+def test_arflow_without_a_last_step_goes_from_the_first_to_the_last_point():
+    config = {**SMALL, "num_classes": 3, "num_steps": 4, "last_step": None}
+    network = ARFlow(**arflow.from_constructor(config))
+    draws = {"in.z": torch.randn(2, 2, 4, 4), "in.noise": torch.randn(3, 2, 2, 4, 4)}
+    golden = _golden("sample", config, params=arflow.save(network), **draws, **{"in.labels": torch.tensor([0, 3])})
+    states = _recomputed(ARFLOW, golden)["mid.steps"]
+    assert len(states) == 4 and torch.equal(states[2], states[3]) and not torch.equal(states[1], states[2])
 
 
 def test_arflow_without_a_null_label_and_without_intermediates():
@@ -138,3 +164,44 @@ def test_a_run_without_a_guidance_scale_is_not_guided(scale):
 def test_the_steps_of_a_simulated_student_are_those_of_the_reference(steps, listed):
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_denoising_step": steps}
     assert list(_latent_process(config, "latent_backward_simulation").times) == listed
+
+
+def test_enat_without_a_null_row():
+    config = {"input_size": 2, "hidden_size": 8, "num_heads": 2, "enc_dec": [1, 1], "num_classes": 3}
+    config |= {"codebook_size": 5, "class_dropout_prob": 0.0}
+    network = ENAT(**enat.from_constructor(config))
+    assert network.y_embedder.embedding_table.weight.shape == (3, 8)
+    codes, masked = torch.randint(5, (2, 4)), torch.arange(4) > 1
+    ids = {"in.x0": codes, "in.ids": codes.masked_fill(masked, 5), "in.ids_allmask": torch.full((2, 4), 5)}
+    ids |= {"in.prev_ids": codes.masked_fill(torch.arange(4) > 0, 5), "in.context": torch.tensor([[0], [2]])}
+    draws = {"in.sched_u": torch.rand(2, 4), "in.sched_beta_draw": torch.tensor(0.5)}
+    golden = _golden("forward_loss", config, params=enat.save(network), **ids, **draws)
+    golden.tensors["out.grad.y_embedder.embedding_table.weight"] = torch.zeros(3, 8)
+    gradient = _recomputed(MASKED, golden)["out.grad.y_embedder.embedding_table.weight"]
+    assert (gradient.abs().sum(1) > 0).tolist() == [True, False, True]
+
+
+def test_any_betas_make_a_process_and_the_published_ones_genlabs_own():
+    assert not isinstance(Betas().vp(), OtherVpDiffusion)
+    assert not isinstance(Betas("linear", 1e-4, 0.02).diffusion(), OtherDiffusion)
+    data, noise, step = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([1, 400, 1000])
+    own, other = Betas().vp(), OtherVpDiffusion(betas=Betas())
+    torch.testing.assert_close(other.noised(data, noise, step), own.noised(data, noise, step))
+    torch.testing.assert_close(
+        OtherDiffusion(betas=Betas()).chain("25").columns, Betas().diffusion().chain("25").columns
+    )
+    wide = Betas.parse("sd_linear_sqrt 0.001..0.02, 500")
+    assert (wide.start, wide.end, wide.steps, wide.table()[-1].item()) == (0.001, 0.02, 500, pytest.approx(0.02))
+    alpha_bar = torch.cumprod(1 - wide.table(), 0)
+    assert wide.diffusion().chain().columns.alpha[-1].square() == pytest.approx(alpha_bar[-1].item())
+    assert wide.vp().continuous().log_alpha(torch.ones(1).double()).exp() == pytest.approx(alpha_bar[-1].sqrt().item())
+    for text in ("cosine 0..1, 10", "nothing"):
+        with pytest.raises(CheckpointError, match="unknown schedule"):
+            Betas.parse(text)
+
+
+def test_a_student_may_be_of_other_betas():
+    config = {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "conditioning_timestep": 999}
+    process = _latent_process(config, "latent_eps_cfg")
+    table = torch.cumprod(1 - torch.linspace(0.001, 0.02, 1000, dtype=torch.float64), 0)
+    assert process.levels.coefficients(999.0, torch.zeros(1)).alpha.square() == pytest.approx(table[-1].item())

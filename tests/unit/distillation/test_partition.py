@@ -80,13 +80,13 @@ def test_clusters_gather_similar_classes_with_room_for_equal_parts():
 
 
 def test_an_order_that_misses_and_repeats_classes_says_which():
-    with pytest.raises(ConfigError, match="misses 2, repeats 1"):
-        along([0, 1, 1, 3], 2)
+    with pytest.raises(ConfigError, match=r"not each of the data's classes 0\.\.3 once: it misses 2, repeats 1$"):
+        along([0, 1, 1, 3], 4, 2)
     with pytest.raises(ConfigError, match="misses 1, has the unknown 9"):
-        along([0, 9], 2)
+        along([0, 9], 2, 2)
     with pytest.raises(ConfigError, match="students=5 for 4 classes"):
         consecutive(4, 5)
-    with pytest.raises(ConfigError, match="name all"):
+    with pytest.raises(ConfigError, match=r"it misses 2$"):
         Ordered(classes=(0, 1)).build(3, 2, Known())
 
 
@@ -112,6 +112,17 @@ def test_files_that_are_no_partition_are_refused(tmp_path, content):
     file.write_text(content)
     with pytest.raises((ConfigError, CheckpointError)):
         FromFile(path=file).build(2, 2, Known())
+
+
+@pytest.mark.parametrize("content", [[*range(10), 3], [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 3]]])
+def test_files_are_held_against_the_classes_of_the_data(tmp_path, content):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"data's classes 0\.\.9 once: it repeats 3$"):
+        FromFile(path=file).build(10, 2, Known())
+    file.write_text(json.dumps([*range(10)]))
+    with pytest.raises(ConfigError, match=r"0\.\.11 once: it misses 10, 11$"):
+        FromFile(path=file).build(12, 2, Known())
 
 
 def test_facts_about_digits():

@@ -198,7 +198,7 @@ def test_foreign_checkpoints_are_refused():
     official = dimr.to_official(network, network.state_dict())
     with pytest.raises(CheckpointError, match="no DiMR checkpoint"):
         dimr.dimr_arguments({"conv1.weight": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match="give `heads`"):
+    with pytest.raises(CheckpointError, match="give --heads"):
         dimr.dimr_arguments(official)
     with pytest.raises(CheckpointError, match="1 tensors are missing"):
         dimr.load(network, {key: value for key, value in official.items() if key != "stages.0.output_layer.2.bias"})

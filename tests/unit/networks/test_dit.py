@@ -246,7 +246,7 @@ def test_heads_come_from_the_preset_or_the_user():
     with torch.device("meta"):
         published = DiTConfig(preset="DiT-S/4").build(SPEC, 10).state_dict()
     assert sit.dit_arguments(published)["heads"] == 6
-    with pytest.raises(CheckpointError, match="give `heads`"):
+    with pytest.raises(CheckpointError, match="give --heads"):
         sit.dit_arguments(awake(grid=(4, 4)).state_dict())
 
 

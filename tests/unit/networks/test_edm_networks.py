@@ -20,6 +20,7 @@ VARIANTS = {
     "ncsnpp": {**SONG, "time_features": "fourier", "time_multiplier": 2, "encoder": "residual", "taps": (1, 3, 3, 1)},
     "skips": {**SONG, "encoder": "skip", "decoder": "skip", "multipliers": (2, 1), "num_classes": 0},
     "edm2": {"channels_per_head": 8, "uncertainty_features": 4},
+    "edm2-told": {"channels_per_head": 8, "multipliers": (2, 4), "time_multiplier": 1, "embedding_multiplier": 3},
     "edm2-unconditional": {"channels_per_head": 4, "num_classes": 0, "grid": (8, 12), "uncertainty_features": 6},
 }
 

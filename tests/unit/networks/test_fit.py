@@ -188,7 +188,7 @@ def test_arguments_are_read_from_a_checkpoint(variant):
 def test_foreign_checkpoints_are_refused():
     with pytest.raises(CheckpointError, match="no FiT checkpoint"):
         fit.fit_arguments({"conv1.weight": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match="give `heads`"):
+    with pytest.raises(CheckpointError, match="give --heads"):
         fit.fit_arguments(awake().state_dict())
     with pytest.raises(CheckpointError, match="does not fit"):
         fit.load(FiT(**TINY), awake(width=64).state_dict())

@@ -198,7 +198,7 @@ def test_foreign_checkpoints_are_refused():
     state = xar.save(network)
     with pytest.raises(CheckpointError, match="no xAR checkpoint"):
         xar.xar_arguments({"conv1.weight": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match="give `heads`"):
+    with pytest.raises(CheckpointError, match="give --heads"):
         xar.xar_arguments({name: value for name, value in state.items() if "rope" not in name})
     with pytest.raises(CheckpointError, match="table mask differs"):
         xar.load(awake(grid=(4, 4), entity="patch"), state)

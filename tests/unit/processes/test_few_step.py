@@ -60,6 +60,8 @@ def test_fewer_steps_take_some_of_the_levels_and_more_are_refused():
     assert torch.equal(events[-1].tokens, result)
     with pytest.raises(ConfigError, match="4 levels; take 4 or fewer"):
         sample(process, [0], steps=5)
+    with pytest.raises(ConfigError, match=r"has learnt 1 level; take 1$"):
+        sample(FewStepConfig(base=FlowConfig()).build(), [0], steps=2)
 
 
 def test_a_lower_first_level_is_told_and_still_begins_from_pure_noise():
