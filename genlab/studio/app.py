@@ -57,19 +57,27 @@ def launch(
         page = build(bench)
     with page_open(store.root):
         try:
-            page.launch(
-                server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
-                footer_links=["api", "settings"], run_history=False, ssr_mode=False, prevent_thread_lock=True,
-                mcp_server=mcp, **ARGUMENTS, **more,
-            )  # fmt: skip
+            with _listening(host, port):
+                page.launch(
+                    server_name=host, server_port=port, share=share, auth=allowed, theme=theme(), css=CSS, quiet=True,
+                    footer_links=["api", "settings"], run_history=False, ssr_mode=False, prevent_thread_lock=True,
+                    mcp_server=mcp, **ARGUMENTS, **more,
+                )  # fmt: skip
             page.app.state_holder = Sessions(page)
             print(f"genlab studio at {page.share_url or page.local_url}", flush=True)
             bench.workers.ensure()  # loads what it needs while the page is being opened
             page.block_thread()
-        except OSError as error:
-            raise GenlabError(f"{host}:{port}: cannot listen there ({error}); choose another --port") from error
         finally:
             page.close()
+
+
+@contextmanager
+def _listening(host: str, port: int | None) -> Iterator[None]:
+    """Raises GenlabError if the block cannot have the address."""
+    try:
+        yield
+    except OSError as error:
+        raise GenlabError(f"{host}:{port}: cannot listen there ({error}); choose another --port") from error
 
 
 def _check_mcp() -> None:
