@@ -23,7 +23,7 @@ class Settings(BaseModel):
     The string under a field describes it in the JSON schema, and so in the studio.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)  # most are never used
 
     @model_validator(mode="before")
     @classmethod
