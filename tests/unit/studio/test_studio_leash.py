@@ -17,7 +17,8 @@ print("held", flush=True)
 time.sleep(60)
 """
 PARENT = """
-import os, subprocess, sys
+import os, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as `run_command` does
 held, ours = os.pipe()
 words = [sys.executable, "-c", sys.argv[1], str(held), sys.argv[2]]
 child = subprocess.Popen(words, pass_fds=[held], start_new_session=True, stdout=subprocess.PIPE)
