@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from genlab.studio.pictures import to_data_uri, to_png
 from genlab.studio.worker import Running
 
 BATCH = 64  # as `genlab sample` by default: the same batches give the same images to the last bit
-PAUSE = 0.15  # seconds between previews, at least
+_PAUSE = 0.15  # seconds between previews, at least
 _FLOW = 4e6  # bytes of previews a second, at most: a page that cannot keep up would pile them up
 _DRAWING = 0.005  # seconds that a busy browser takes for a picture, in which it does not hear of clicks
 
@@ -39,6 +39,16 @@ def generate(running: Running, models: Models) -> dict[str, Any]:
     files, archive = deliver(order, images, running.job.results)
     named = [(file.name, order.caption(index)) for index, file in enumerate(files)]
     return {"files": named, "archive": archive.name, "seconds": seconds}
+
+
+def pause(spent: float, pictures: Sequence[str]) -> float:
+    """Seconds until the next preview: slow decoders are asked less often, and pages get what they can draw and load.
+
+    Args:
+        spent: on this one.
+        pictures: what the page was given, as data URIs.
+    """
+    return max(_PAUSE, 3 * spent, _DRAWING * len(pictures), sum(map(len, pictures)) / _FLOW)
 
 
 def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tensor]:
@@ -67,10 +77,8 @@ def fill(running: Running, generator: Generator, order: Order) -> dict[int, Tens
         forming = {index: to_data_uri(image) for index, image in enumerate(present, start=len(ready))}
         done = (len(ready) + len(present) * event.step / event.steps) / total
         show(done, forming)
-        spent = time.monotonic() - now  # a slow decoder is asked less often
-        pictures = [*shown.values(), *forming.values()]
-        page = max(_DRAWING * len(pictures), sum(map(len, pictures)) / _FLOW)
-        next_preview = now + spent + max(PAUSE, 3 * spent, page)
+        shown_at = time.monotonic()
+        next_preview = shown_at + pause(shown_at - now, [*shown.values(), *forming.values()])
 
     running.check()
     plan = generator, order.labels, order.seed, range(total), BATCH, order.settings

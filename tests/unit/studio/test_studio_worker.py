@@ -54,7 +54,7 @@ def frames(store, monkeypatch):
     """All frames that are shown from now on."""
     seen = []
     show = Store.show
-    monkeypatch.setattr(generating, "PAUSE", 0.0)
+    monkeypatch.setattr(generating, "pause", lambda *_: 0.0)  # every step is shown
     monkeypatch.setattr(Store, "show", lambda self, job, frame: (seen.append(frame), show(self, job, frame)))
     return seen
 
@@ -75,7 +75,7 @@ def test_news_come_before_the_end(store, entry, workshop, monkeypatch):
     seen = frames(store, monkeypatch)
     ask(store, entry, steps=60, sampler="rk4")
     do(store, workshop)
-    assert len(seen) > 2 and seen[0]["finished"] == 0 and len(seen[0]["pictures"]) == 4
+    assert len(seen) == 59 and seen[0]["finished"] == 0 and len(seen[0]["pictures"]) == 4
     shares = [frame["done"] for frame in seen]
     assert shares == sorted(shares) and all(frame["left"] >= 0 for frame in seen)
 
