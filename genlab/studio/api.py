@@ -1,12 +1,11 @@
 """The named endpoints, for gradio_client and other programs: the same work as the panels, with plain values."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from genlab.core.errors import GenlabError
+from genlab.studio.answers import changes, file, finished, refusing
 from genlab.studio.compare_api import compare_endpoint, told_comparison
 from genlab.studio.edit_api import edit_endpoint, told_edit
 from genlab.studio.orders import Order, place
@@ -14,7 +13,7 @@ from genlab.studio.score_api import score_endpoints, told_score
 from genlab.studio.store import Job
 from genlab.studio.tokenizers_api import tokenizer_endpoints, told_reconstruction
 from genlab.studio.visitors import who
-from genlab.studio.watching import FOLLOWING, watch
+from genlab.studio.watching import FOLLOWING
 from genlab.studio.workbench import Workbench
 
 
@@ -49,15 +48,9 @@ def _generate_endpoints(bench: Workbench) -> None:
         ]
 
     def ordered(request: gr.Request, run: str, classes: list, per_class: int, seed: int, settings: dict | None) -> Job:
-        try:
-            if not isinstance(settings, dict | None):
-                raise GenlabError("settings: a mapping of names to values is wanted")
-            order = place(bench.catalog.get(run), classes, per_class, seed, settings or {}, bench.limits)
-            job = store.submit("generate", who(request), order.entry.name, order.wants())
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        bench.workers.ensure()
-        return job
+        with refusing():
+            order = place(bench.catalog.get(run), classes, per_class, seed, changes(settings), bench.limits)
+            return store.submit("generate", who(request), order.entry.name, order.wants())
 
     async def generate(
         request: gr.Request, run: str, classes: list, per_class: int = 1, seed: int = 0, settings: dict | None = None
@@ -67,17 +60,15 @@ def _generate_endpoints(bench: Workbench) -> None:
         Gives `images` (PNG files) with their `labels`, an `archive` of them, and the `command` that makes the same.
         """
         job = ordered(request, run, classes, per_class, seed, settings)
-        async for news in watch(store, job):
-            state = news.state
-        if state.status != "done":
-            raise gr.Error(state.words or state.status, print_exception=False)
-        return _told(job, state.result)
+        return _told(job, await finished(bench, job))
 
     def submit(
         request: gr.Request, run: str, classes: list, per_class: int = 1, seed: int = 0, settings: dict | None = None
     ) -> str:
         """As `generate`, without waiting: the id of the job, which goes on whatever becomes of the caller."""
-        return ordered(request, run, classes, per_class, seed, settings).id
+        job = ordered(request, run, classes, per_class, seed, settings)
+        bench.workers.ensure()
+        return job.id
 
     gr.api(runs, api_name="runs", queue=False)
     gr.api(generate, api_name="generate", **FOLLOWING)
@@ -90,10 +81,8 @@ def _job_endpoints(bench: Workbench) -> None:
 
     def job(id: str) -> dict:
         """How a job stands: `status` (queued, running, done, failed, stopped), `done` (0 to 1), its `result`, ..."""
-        try:
+        with refusing():
             found = store.get(id)
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         state, frame = store.state(found), store.frame(found) or {}
         return {
             "id": found.id,
@@ -112,10 +101,8 @@ def _job_endpoints(bench: Workbench) -> None:
 
     def cancel(request: gr.Request, id: str = "") -> int:
         """Stop a job by its id, or all that this session has waiting or under way; how many that were."""
-        try:
+        with refusing():
             mine = [store.get(id)] if id else store.jobs(who(request))
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         open_jobs = [found for found in mine if not store.state(found).over]
         for found in open_jobs:
             store.stop(found)
@@ -130,9 +117,9 @@ def _told(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The result of a generate job for programs."""
     order = Order.of(job.wants)
     return {
-        "images": [_file(job.results / name) for name, _ in result["files"]],
+        "images": [file(job.results / name) for name, _ in result["files"]],
         "labels": list(order.labels),
-        "archive": _file(job.results / result["archive"]),
+        "archive": file(job.results / result["archive"]),
         "command": order.command(),
         "seconds": result["seconds"],
     }
@@ -150,7 +137,3 @@ _TOLD: dict[str, Callable[[Job, dict[str, Any]], dict[str, Any]]] = {
     "score": told_score,
 }
 """How programs are told the results of each kind of job, if it has files."""
-
-
-def _file(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}

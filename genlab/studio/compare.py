@@ -25,6 +25,7 @@ from genlab.studio.compare_orders import (
 )  # fmt: skip
 from genlab.studio.fields import fields_of
 from genlab.studio.gallery import LiveGallery
+from genlab.studio.inputs import class_picker, whole_number
 from genlab.studio.orders import LARGEST_SEED
 from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
 from genlab.studio.store import Job
@@ -77,14 +78,10 @@ class ComparePanel(JobPanel):
             self.values = gr.Textbox(label="Values", info=f"Up to {VALUES} numbers.", max_lines=1, min_width=180)
 
     def _build_images(self) -> None:
-        searched: dict[str, Any] = {"multiselect": True, "allow_custom_value": True}
-        self.classes = gr.Dropdown([], label="Classes", info="Type to search by name or number.", **searched)
+        self.classes = class_picker()
         with gr.Row():
-            whole: dict[str, Any] = {"precision": 0, "step": 1, "min_width": 110}
-            self.per_class = gr.Number(
-                1, label="Images per class", minimum=1, maximum=self.bench.limits.images, **whole
-            )
-            self.seed = gr.Number(0, label="Seed", minimum=0, maximum=LARGEST_SEED, **whole)
+            self.per_class = whole_number("Images per class", 1, self.bench.limits.images, 1, min_width=110)
+            self.seed = whole_number("Seed", 0, LARGEST_SEED, 0, min_width=110)
             own: dict[str, Any] = {"placeholder": "default", "max_lines": 1, "min_width": 110}  # a number is 0
             self.steps = gr.Textbox(label="Steps", **own)
             self.guidance = gr.Textbox(label="Guidance", **own)

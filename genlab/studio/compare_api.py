@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from genlab.core.errors import GenlabError
+from genlab.studio.answers import changes, file, finished, refusing
 from genlab.studio.compare_orders import Comparison, compare_models, compare_values
 from genlab.studio.store import Job
 from genlab.studio.visitors import who
-from genlab.studio.watching import FOLLOWING, watch
+from genlab.studio.watching import FOLLOWING
 from genlab.studio.workbench import Workbench
 
 
@@ -47,19 +48,10 @@ def compare_endpoint(bench: Workbench) -> None:
         each with its `run`, `sampling` settings, `images` (PNG files), `parameters`, `evaluations` of the network and
         `seconds` for an image, and the `command` that makes the same; the `labels`; and an `archive` of all.
         """
-        try:
-            if not isinstance(settings, dict | None):
-                raise GenlabError("settings: a mapping of names to values is wanted")
-            comparison = ordered(runs, varied, values, classes, per_class, seed, settings or {})
+        with refusing():
+            comparison = ordered(runs, varied, values, classes, per_class, seed, changes(settings))
             job = bench.store.submit("compare", who(request), comparison.title, comparison.wants())
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        bench.workers.ensure()
-        async for news in watch(bench.store, job):
-            state = news.state
-        if state.status != "done":
-            raise gr.Error(state.words or state.status, print_exception=False)
-        return told_comparison(job, state.result)
+        return told_comparison(job, await finished(bench, job))
 
     gr.api(compare, api_name="compare", **FOLLOWING)
 
@@ -67,17 +59,13 @@ def compare_endpoint(bench: Workbench) -> None:
 def told_comparison(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a compare job for programs."""
 
-    def file(name: str) -> dict[str, Any]:
-        path = job.results / name
-        return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
-
     comparison = Comparison.of(job.wants)
     columns = [
         {
             "run": order.entry.id,
             "name": order.entry.name,
             "sampling": order.settings.model_dump(mode="json"),
-            "images": [file(name) for name, _ in column["files"]],
+            "images": [file(job.results / name) for name, _ in column["files"]],
             "parameters": column["parameters"],
             "evaluations": column["evaluations"],
             "seconds": column["seconds"],
@@ -85,4 +73,8 @@ def told_comparison(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
         }
         for order, column in zip(comparison.orders, result["columns"])
     ]
-    return {"columns": columns, "labels": list(comparison.orders[0].labels), "archive": file(result["archive"])}
+    return {
+        "columns": columns,
+        "labels": list(comparison.orders[0].labels),
+        "archive": file(job.results / result["archive"]),
+    }

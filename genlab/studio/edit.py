@@ -15,6 +15,7 @@ from genlab.studio.edit_orders import IMAGE, REGIONS, SMALLEST, EditOrder, place
 from genlab.studio.edit_pictures import MADE, SENT, take
 from genlab.studio.gallery import LiveGallery
 from genlab.studio.image_panel import ImagePanel
+from genlab.studio.inputs import class_picker, whole_number
 from genlab.studio.mask_sheet import drawn_on, mask_sheet
 from genlab.studio.orders import LARGEST_SEED
 from genlab.studio.panel import QUICK, Updates, Wants, asked
@@ -89,14 +90,10 @@ class EditPanel(ImagePanel):
         )  # fmt: skip
 
     def _build_result(self) -> None:
-        searched: dict[str, Any] = {"multiselect": True, "allow_custom_value": True}
-        self.classes = gr.Dropdown([], label="Classes", info="Type to search by name or number.", **searched)
+        self.classes = class_picker()
         with gr.Row():
-            whole: dict[str, Any] = {"precision": 0, "step": 1, "min_width": 120}
-            self.per_class = gr.Number(
-                8, label="Images per class", minimum=1, maximum=self.bench.limits.images, **whole
-            )
-            self.seed = gr.Number(0, label="Seed", minimum=0, maximum=LARGEST_SEED, **whole)
+            self.per_class = whole_number("Images per class", 1, self.bench.limits.images, 8)
+            self.seed = whole_number("Seed", 0, LARGEST_SEED, 0)
         with gr.Accordion("How to sample", open=False):
             self.build_controls()
         self.build_start()

@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from genlab.core.errors import GenlabError
+from genlab.studio.answers import changes, file, finished, refusing
 from genlab.studio.edit_orders import IMAGE, MASK, EditOrder, place_edit
 from genlab.studio.store import Job
 from genlab.studio.uploads import receive
 from genlab.studio.visitors import who
-from genlab.studio.watching import FOLLOWING, watch
+from genlab.studio.watching import FOLLOWING
 from genlab.studio.workbench import Workbench
 
 
@@ -42,23 +42,14 @@ def edit_endpoint(bench: Workbench) -> None:
         on, or all of it after noise of some `strength` (0 to 1). Gives `images` with `labels`, an `archive` of them
         with image and mask as they were used, the `command` that makes the same of these, and `given`, the two.
         """
-        try:
-            if not isinstance(settings, dict | None):
-                raise GenlabError("settings: a mapping of names to values is wanted")
+        with refusing():
             how = {"region": region, "share": size, "left": left, "top": top}
             how |= {"strength": strength, "from_scale": from_scale, "masked": bool(mask)}
             entry = bench.catalog.get(run)
-            order = place_edit(entry, classes, per_class, seed, settings or {}, how, bench.limits)
+            order = place_edit(entry, classes, per_class, seed, changes(settings), how, bench.limits)
             files = {IMAGE: receive(image)} | ({MASK: receive(mask)} if mask else {})
             job = bench.store.submit("edit", who(request), entry.name, order.wants(), files)
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        bench.workers.ensure()
-        async for news in watch(bench.store, job):
-            state = news.state
-        if state.status != "done":
-            raise gr.Error(state.words or state.status, print_exception=False)
-        return told_edit(job, state.result)
+        return told_edit(job, await finished(bench, job))
 
     gr.api(edit, api_name="edit", **FOLLOWING)
 
@@ -66,15 +57,11 @@ def edit_endpoint(bench: Workbench) -> None:
 def told_edit(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result of an edit job for programs."""
     order = EditOrder.of(job.wants)
-
-    def file(name: str) -> dict[str, Any]:
-        return {"path": str(job.results / name), "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-
     return {
-        "images": [file(name) for name, _ in result["files"]],
+        "images": [file(job.results / name) for name, _ in result["files"]],
         "labels": list(order.labels),
-        "archive": file(result["archive"]),
+        "archive": file(job.results / result["archive"]),
         "command": order.command(),
-        "given": [file(name) for name, _ in result["given"]],
+        "given": [file(job.results / name) for name, _ in result["given"]],
         "seconds": result["seconds"],
     }

@@ -13,6 +13,7 @@ from genlab.studio import choices, markup
 from genlab.studio.catalog import Entry
 from genlab.studio.gallery import LiveGallery
 from genlab.studio.image_panel import ImagePanel
+from genlab.studio.inputs import class_picker, whole_number
 from genlab.studio.orders import LARGEST_SEED, Order, place
 from genlab.studio.panel import QUICK, Updates, Wants, asked
 from genlab.studio.remade import order_behind
@@ -45,11 +46,10 @@ class GeneratePanel(ImagePanel):
             self.run = gr.Dropdown([], label="Run", scale=4, min_width=180)
             self.look = gr.Button("Refresh", size="sm", min_width=80, elem_classes="beside")
         self.card = gr.HTML()
-        searched: dict[str, Any] = {"multiselect": True, "allow_custom_value": True}
-        self.classes = gr.Dropdown([], label="Classes", info="Type to search by name or number.", **searched)
+        self.classes = class_picker()
         with gr.Row():
-            self.per_class = _whole(4, "Images per class", 1, self.bench.limits.images)
-            self.seed = _whole(0, "Seed", 0, LARGEST_SEED)
+            self.per_class = whole_number("Images per class", 1, self.bench.limits.images, 4)
+            self.seed = whole_number("Seed", 0, LARGEST_SEED, 0)
         with gr.Row():
             self.random_classes = gr.Button("Random classes", size="sm", min_width=120)
             self.random_seed = gr.Button("Random seed", size="sm", min_width=120)
@@ -152,7 +152,3 @@ class GeneratePanel(ImagePanel):
         order = Order.of(job.wants)
         few = ["few"] if len(order.labels) <= _ROOMY else []
         return self.ordered([*few, *self.pixel_by_pixel(order.entry)], order.command())
-
-
-def _whole(value: int, label: str, low: int, high: int) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=low, maximum=high, step=1, min_width=120)

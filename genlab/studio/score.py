@@ -12,6 +12,7 @@ from gradio.events import Dependency
 from genlab.studio import choices, markup, score_markup
 from genlab.studio.catalog import Entry
 from genlab.studio.fields import without_effect
+from genlab.studio.inputs import whole_number
 from genlab.studio.orders import LARGEST_SEED, Limits
 from genlab.studio.panel import QUICK, JobPanel, Updates, Wants, asked
 from genlab.studio.reports import KnownReport, known_reports
@@ -50,11 +51,11 @@ class ScorePanel(JobPanel):
         self.about = gr.HTML()
         self.metrics = gr.CheckboxGroup([], label="Scores")
         with gr.Row():
-            self.samples = _whole("Images to score", 2, MOST_SAMPLES, value=1000)
-            self.seed = _whole("Seed", 0, LARGEST_SEED, value=0)
+            self.samples = whole_number("Images to score", 2, MOST_SAMPLES, value=1000)
+            self.seed = whole_number("Seed", 0, LARGEST_SEED, value=0)
         with gr.Row(elem_classes="fields"):
             empty: dict[str, Any] = {"placeholder": "automatic", "info": _AUTOMATIC}
-            self.steps = _whole("Steps", 1, Limits().steps, **empty)
+            self.steps = whole_number("Steps", 1, Limits().steps, **empty)
             self.guidance = gr.Number(None, label="Guidance", minimum=0, step=0.1, min_width=120, **empty)
         self.build_start()
         gr.HTML('<p class="hint">Stopped, it goes on where it was once the same is asked for again.</p>')
@@ -212,7 +213,3 @@ def _metrics(reports: Sequence[KnownReport]) -> list[str]:
     counts = Counter(score.name for score in scores)
     first = {score.name: score.metric == _FIRST for score in scores}
     return sorted(counts, key=lambda name: (-counts[name], not first[name]))
-
-
-def _whole(label: str, low: int, high: int, value: int | None = None, **more: Any) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=low, maximum=high, step=1, min_width=120, **more)

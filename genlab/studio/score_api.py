@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from genlab.core.errors import GenlabError
+from genlab.studio.answers import file, finished, refusing
 from genlab.studio.reports import known_reports
 from genlab.studio.score_orders import ScoreOrder, place, protocols_for
 from genlab.studio.store import Job
 from genlab.studio.visitors import who
-from genlab.studio.watching import FOLLOWING, watch
+from genlab.studio.watching import FOLLOWING
 from genlab.studio.workbench import Workbench
 
 
@@ -33,21 +33,14 @@ def score_endpoints(bench: Workbench) -> None:
         the sampling. Gives `scores` (value, 95 % interval, by class), `cost`, `warnings`, the `command` that gives the
         same, and `page`, the report as HTML. Stopped, it goes on where it was when the same is asked for again.
         """
-        try:
+        with refusing():
             entry = bench.catalog.get(run)
             offered = {fitting.name: fitting for fitting in protocols_for(entry)}
             name = protocol or next(iter(offered))
             count = samples or (offered[name].samples if name in offered else 0)
             order = place(entry, name, count, seed, metrics, settings)
             job = bench.store.submit("score", who(request), f"{entry.name}, {name}", order.wants())
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        bench.workers.ensure()
-        async for news in watch(bench.store, job):
-            state = news.state
-        if state.status != "done":
-            raise gr.Error(state.words or state.status, print_exception=False)
-        return told_score(job, state.result)
+        return told_score(job, await finished(bench, job))
 
     def reports() -> list[dict]:
         """All reports on the known runs, newest first, with their scores and what an image costs."""
@@ -71,9 +64,5 @@ def score_endpoints(bench: Workbench) -> None:
 
 def told_score(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The result of a score job for programs."""
-    page = {
-        "path": str(job.results / result["page"]),
-        "orig_name": result["page"],
-        "meta": {"_type": "gradio.FileData"},
-    }
+    page = file(job.results / result["page"])
     return {**result, "page": page, "command": ScoreOrder.of(job.wants).command()}

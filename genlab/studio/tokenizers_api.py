@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from genlab.core.errors import GenlabError
+from genlab.studio.answers import file, finished, refusing
 from genlab.studio.store import Job
 from genlab.studio.tokenizer_orders import UPLOAD, place
 from genlab.studio.uploads import receive
 from genlab.studio.visitors import who
-from genlab.studio.watching import FOLLOWING, watch
+from genlab.studio.watching import FOLLOWING
 from genlab.studio.workbench import Workbench
 
 _PICTURES = ("images", "steps", "codes")
@@ -52,18 +52,11 @@ def tokenizer_endpoints(bench: Workbench) -> None:
         captions; `measures`, and why others are `missing`; and the `usage` of codes in the image and over `counted`
         images of data.
         """
-        try:
+        with refusing():
             order = place(bench.catalog.get_tokenizer(tokenizer), data, number, counted)
             files = {} if order.data else {UPLOAD: receive(image)}
             job = bench.store.submit("reconstruct", who(request), order.entry.name, order.wants(), files)
-        except GenlabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        bench.workers.ensure()
-        async for news in watch(bench.store, job):
-            state = news.state
-        if state.status != "done":
-            raise gr.Error(state.words or state.status, print_exception=False)
-        return told_reconstruction(job, state.result)
+        return told_reconstruction(job, await finished(bench, job))
 
     gr.api(tokenizers, api_name="tokenizers", queue=False)
     gr.api(reconstruct, api_name="reconstruct", **FOLLOWING)
@@ -73,8 +66,7 @@ def told_reconstruction(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a reconstruct job for programs."""
 
     def picture(name: str, caption: str) -> dict[str, Any]:
-        file = {"path": str(job.results / name), "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        return {"image": file, "caption": caption}
+        return {"image": file(job.results / name), "caption": caption}
 
     pictures = {part: [picture(*row) for row in result[part]] for part in _PICTURES}
     return {**result, **pictures}
